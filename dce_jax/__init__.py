@@ -1,0 +1,1 @@
+"""Dynamic channel execution in JAX: train compact networks directly, on smaller tensors."""

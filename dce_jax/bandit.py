@@ -1,0 +1,140 @@
+"""The combinatorial bandit: a pure pytree beside the parameters, and two pure functions.
+
+One super arm is chosen per group: additive rewards make the exact oracle of CUCB (Chen, Wang and
+Yuan, ICML 2013) the K largest scores. Scope (per group) and rewards are this project's choice.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dce_jax.budget import Budget
+from dce_jax.types import Arms, Array, Rewards, ScoreFn, Selection
+
+
+class BanditState(NamedTuple):
+    """Everything the next selection needs, allocated at full size.
+
+    Attributes:
+      plays: group -> float32[C], times each channel executed a selection (discounted).
+      sums: group -> float32[C], its rewards added up (discounted).
+      total: float32[], selections so far (discounted): the t of the confidence radius.
+      selections: int32[], selections so far, for schedules.
+    """
+
+    plays: dict[str, Array]
+    sums: dict[str, Array]
+    total: Array
+    selections: Array
+
+
+class SelectInfo(NamedTuple):
+    """What a person may want to know of a selection.
+
+    Attributes:
+      scores: group -> float32[C].
+    """
+
+    scores: dict[str, Array]
+
+
+class UpdateInfo(NamedTuple):
+    """What a person may want to know of an update.
+
+    Attributes:
+      bad_rewards: int32[], NaN or infinite rewards that were counted as 0.
+    """
+
+    bad_rewards: Array
+
+
+def init(budget: Budget) -> BanditState:
+    """A bandit that has seen nothing, over the groups with K < C."""
+
+    def zeros() -> dict[str, Array]:
+        return {group: jnp.zeros(budget.full[group], jnp.float32) for group in budget.contested}
+
+    return BanditState(zeros(), zeros(), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def select(
+    key: Array, state: BanditState, *, budget: Budget, score: ScoreFn
+) -> tuple[Selection, SelectInfo]:
+    """Picks the K best-scored channels of every contested group.
+
+    Args:
+      key: PRNG key; breaks ties and feeds random scores.
+      state: the bandit.
+      budget: K per group, static.
+      score: ranks the arms of one group.
+
+    Returns:
+      Group -> int32[K], sorted and distinct; and the scores.
+    """
+    selection, scores = {}, {}
+    for index, group in enumerate(budget.contested):
+        for_score, for_ties = jax.random.split(jax.random.fold_in(key, index))
+        scores[group] = score(for_score, arms(state, group))
+        selection[group] = top_k(for_ties, scores[group], budget.compact[group])
+    return selection, SelectInfo(scores)
+
+
+def update(
+    key: Array, state: BanditState, *, selection: Selection, rewards: Rewards, discount: float = 1.0
+) -> tuple[BanditState, UpdateInfo]:
+    """Books one play of every selected channel.
+
+    A NaN or infinite reward is a play with reward 0, so that an arm which always fails ends with
+    the lowest mean instead of staying unplayed for ever.
+
+    Args:
+      key: unused; every bandit function takes one.
+      state: the bandit.
+      selection: group -> int32[K].
+      rewards: group -> float32[K], each in [0, 1].
+      discount: plays, sums and t are multiplied by it first; 1.0 is the plain mean.
+    """
+    del key
+    plays, sums, bad = {}, {}, jnp.zeros((), jnp.int32)
+    for group, before in state.plays.items():
+        chosen, reward = selection[group], rewards[group]
+        if reward.shape != chosen.shape:
+            raise ValueError(
+                f"rewards of group {group!r} have shape {reward.shape}, its selection "
+                f"{chosen.shape}: one reward per executed channel"
+            )
+        good = jnp.isfinite(reward)
+        bad = bad + jnp.sum(~good).astype(jnp.int32)
+        gained = jnp.where(good, reward, 0.0).astype(jnp.float32)
+        plays[group] = _add_at(discount * before, chosen, jnp.float32(1.0))
+        sums[group] = _add_at(discount * state.sums[group], chosen, gained)
+    total = discount * state.total + 1.0
+    return BanditState(plays, sums, total, state.selections + 1), UpdateInfo(bad)
+
+
+def arms(state: BanditState, group: str) -> Arms:
+    """What score functions see of one group; the mean of an unplayed arm is 0."""
+    plays_C = state.plays[group]
+    mean_C = jnp.where(plays_C > 0, state.sums[group] / jnp.where(plays_C > 0, plays_C, 1.0), 0.0)
+    return Arms(mean_C, plays_C, state.total, state.selections)
+
+
+def top_k(key: Array, scores_C: Array, k: int) -> Array:
+    """Indices of the K largest scores, int32[K] sorted; equal scores are drawn fairly by ``key``.
+
+    Args:
+      key: PRNG key.
+      scores_C: float32[C], no NaN.
+      k: static, 1..C.
+    """
+    draw_C = jax.random.bits(key, scores_C.shape, jnp.uint32)
+    index_C = jnp.arange(scores_C.shape[0], dtype=jnp.int32)
+    _, _, ranked_C = jax.lax.sort((-scores_C, draw_C, index_C), num_keys=2)
+    return jnp.sort(ranked_C[:k])
+
+
+def _add_at(values_C: Array, chosen_K: Array, gained: Array) -> Array:
+    return values_C.at[chosen_K].add(
+        gained, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )

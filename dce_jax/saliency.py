@@ -1,0 +1,158 @@
+"""Saliency signals: what a channel was worth in one step, as functions of one callable type.
+
+Every signal maps `Evidence` of a slab to non-negative numbers per executed channel; `to_unit`
+scales them to [0, 1] per group, as the bandit needs. Which signal the method of Spasov and Lio
+(BMVC 2019) uses is not known: the choice is this project's.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping
+
+import jax.numpy as jnp
+
+from dce_jax.types import Array, Evidence, Path, PyTree, Rewards, Signal
+
+Norms = Mapping[str, tuple[Path, ...]]
+"""Channel group -> paths of the norms that carry its reward (``reward_norms`` of a network)."""
+
+Kernels = Mapping[str, tuple[Path, ...]]
+"""Channel group -> paths of the kernels whose last axis produces it (`channels.producers`)."""
+
+
+def norm_taylor(norms: Norms) -> Signal:
+    """Batch-level first-order Taylor, read off the norms' own gradients at no cost.
+
+    ``|sum over norms of (gamma dL/dgamma + beta dL/dbeta)|`` is ``|sum of y dL/dy|`` over examples
+    and positions at a norm's output y, and equally behind a ReLU or leaky ReLU, which are
+    positively homogeneous; not behind ReLU6 or GELU. It is identically zero for a norm whose output
+    meets another train-mode norm through a per-channel map: networks declare norms that do not.
+    """
+
+    def value(evidence: Evidence) -> Rewards:
+        return {
+            group: jnp.abs(_total(_norm_terms(evidence, path) for path in paths))
+            for group, paths in norms.items()
+        }
+
+    return Signal("norm_taylor", False, value)
+
+
+def gate_taylor() -> Signal:
+    """Per-example first-order Taylor ``mean_b |sum of y dL_b/dy|`` (Molchanov et al. 2017).
+
+    Read off unit gates. Under train-mode norms an example's term also holds what it did to the
+    other examples through the shared statistics; with norms in inference mode it is the gradient
+    of the single example's loss.
+    """
+
+    def value(evidence: Evidence) -> Rewards:
+        return {g: jnp.sum(jnp.abs(_total(gates)), axis=0) for g, gates in evidence.gates.items()}
+
+    return Signal("gate_taylor", True, value)
+
+
+def batch_gate_taylor() -> Signal:
+    """Batch-level Taylor read off gates: equals `norm_taylor`, for groups without a norm."""
+
+    def value(evidence: Evidence) -> Rewards:
+        return {g: jnp.abs(jnp.sum(_total(gates), axis=0)) for g, gates in evidence.gates.items()}
+
+    return Signal("batch_gate_taylor", True, value)
+
+
+def fisher() -> Signal:
+    """Empirical Fisher ``1/2 mean_b (sum of y dL_b/dy)^2`` (Theis et al. 2018, per feature map)."""
+
+    def value(evidence: Evidence) -> Rewards:
+        # Gate gradients are of the batch mean: times B they are an example's own.
+        return {
+            g: 0.5 * gates[0].shape[0] * jnp.sum(jnp.square(_total(gates)), axis=0)
+            for g, gates in evidence.gates.items()
+        }
+
+    return Signal("fisher", True, value)
+
+
+def weight_l1(kernels: Kernels) -> Signal:
+    """Sum of absolute weights that produce a channel (Li et al. 2017)."""
+    return Signal("weight_l1", False, lambda e: _over_weights(e.params, kernels, jnp.abs))
+
+
+def weight_l2(kernels: Kernels) -> Signal:
+    """Euclidean norm of the weights that produce a channel."""
+
+    def value(evidence: Evidence) -> Rewards:
+        sums = _over_weights(evidence.params, kernels, jnp.square)
+        return {group: jnp.sqrt(total) for group, total in sums.items()}
+
+    return Signal("weight_l2", False, value)
+
+
+def norm_scale(norms: Norms) -> Signal:
+    """``|gamma|`` of the group's norms, added up (Liu et al. 2017, network slimming)."""
+
+    def value(evidence: Evidence) -> Rewards:
+        return {
+            group: _total(jnp.abs(_at(evidence.params, (*path, "scale"))) for path in paths)
+            for group, paths in norms.items()
+        }
+
+    return Signal("norm_scale", False, value)
+
+
+def to_unit(values: Rewards) -> Rewards:
+    """Scales each group by its largest finite value, to float32 in [0, 1].
+
+    An all-zero group stays zero; NaN and infinite values stay what they are, for the bandit to
+    count and report.
+    """
+    return {group: _unit(value.astype(jnp.float32)) for group, value in values.items()}
+
+
+def check_cover(signal: Signal, values: Mapping[str, Array], groups: tuple[str, ...]) -> None:
+    """Refuses a signal that has nothing to say about a contested group.
+
+    Raises:
+      ValueError: groups without a value, with the remedy.
+    """
+    missing = [group for group in groups if group not in values]
+    if missing:
+        raise ValueError(
+            f"signal {signal.name!r} has no value for groups {missing}: declare their norms in the "
+            "network's reward_norms(), or call dce_jax.networks.gate(self, y, group) where the "
+            "group's channels are read and use a gate signal"
+        )
+
+
+def _unit(value_K: Array) -> Array:
+    largest = jnp.max(jnp.where(jnp.isfinite(value_K), value_K, 0.0))
+    return value_K / jnp.where(largest > 0, largest, 1.0)
+
+
+def _norm_terms(evidence: Evidence, path: Path) -> Array:
+    # A norm may lack one of the two vectors; its share is then another layer's to carry.
+    weights, grads = _at(evidence.params, path), _at(evidence.grads, path)
+    return _total(weights[name] * grads[name] for name in weights)
+
+
+def _over_weights(params: PyTree, kernels: Kernels, pointwise: Callable[[Array], Array]) -> Rewards:
+    def reduce(kernel: Array) -> Array:
+        return jnp.sum(pointwise(kernel), axis=tuple(range(kernel.ndim - 1)))
+
+    return {
+        group: _total(reduce(_at(params, path)) for path in paths)
+        for group, paths in kernels.items()
+    }
+
+
+def _total(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
+
+
+def _at(tree: PyTree, path: Path) -> PyTree:
+    for name in path:
+        if name not in tree:
+            raise ValueError(f"no parameter {'/'.join(path)}: {name!r} is not in {sorted(tree)}")
+        tree = tree[name]
+    return tree

@@ -1,0 +1,357 @@
+"""The training step: the only place where the bandit and the slab meet.
+
+Three pure functions make it: `enter` selects and gathers, `observe` is an ordinary step of the
+narrow network that also adds up rewards, `leave` scatters back and tells the bandit. `plain` is
+the same step without rewards: it trains dense networks, narrow networks from scratch, and the
+committed slab, and is one and the same function for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dce_jax import bandit as bandits
+from dce_jax import idle, saliency, scores, slab
+from dce_jax.budget import Budget
+from dce_jax.channels import ChannelMap, optimizer_names
+from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, ScoreFn, Selection, Signal
+
+_BATCH, _LOSS, _SELECT = 0, 1, 2  # what the key of a step is folded with
+
+
+class LoopState(NamedTuple):
+    """What an ordinary training step carries, at any width.
+
+    Attributes:
+      params: parameters.
+      model_state: collection -> tree (``batch_stats``); {} where there is none.
+      opt_state: the optimizer's state.
+      key: PRNG key of the run; a step's own key is folded in from ``step``.
+      step: int32[], steps taken.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    key: Array
+    step: Array
+
+
+class DceState(NamedTuple):
+    """Everything a run carries between selections, at full width.
+
+    Attributes:
+      loop: the full-width network and its optimizer.
+      bandit: plays and rewards.
+      last: int32 tree like the parameters (`idle.init`), or None where idle channels are frozen.
+    """
+
+    loop: LoopState
+    bandit: bandits.BanditState
+    last: PyTree
+
+
+class SlabState(NamedTuple):
+    """What steps inside one selection carry, at the budget's widths.
+
+    Attributes:
+      loop: the narrow network and its optimizer.
+      selection: group -> int32[K].
+      rewards: group -> float32[K], rewards in [0, 1] added up since `enter`.
+      taken: int32[], steps since `enter`.
+    """
+
+    loop: LoopState
+    selection: Selection
+    rewards: Rewards
+    taken: Array
+
+
+class Pieces(NamedTuple):
+    """Static facts that the step functions close over (`pieces` builds and checks them).
+
+    Attributes:
+      full: group -> C.
+      budget: K per group.
+      params_names: names tree of the parameters.
+      state_names: names tree of the model state.
+      opt_names: names tree of the optimizer's state.
+      tx: the optimizer.
+      loss: of the narrow network.
+      signal: what a channel was worth in a step.
+      gate_shapes: gates collection of the narrow network for one example, or {}.
+      score: ranks the arms of a group.
+      discount: of the bandit's means.
+      batch_fn: ``(data, step, key) -> batch``, inside the compiled step.
+      catch_up: decay rule of idle elements, or None: freeze.
+    """
+
+    full: dict[str, int]
+    budget: Budget
+    params_names: PyTree
+    state_names: PyTree
+    opt_names: PyTree
+    tx: optax.GradientTransformation
+    loss: LossFn
+    signal: Signal
+    gate_shapes: PyTree
+    score: ScoreFn
+    discount: float
+    batch_fn: Callable[[Any, Array, Array], PyTree]
+    catch_up: idle.CatchUp | None
+
+
+def whole_batch(data: PyTree, step: Array, key: Array) -> PyTree:
+    """The batch function of loops that hand in a ready batch."""
+    del step, key
+    return data
+
+
+def pieces(
+    channels: ChannelMap,
+    budget: Budget,
+    *,
+    params: PyTree,
+    model_state: PyTree,
+    tx: optax.GradientTransformation,
+    loss: LossFn,
+    signal: Signal,
+    gate_shapes: PyTree | None = None,
+    score: ScoreFn = scores.greedy,
+    discount: float = 1.0,
+    batch_fn: Callable[[Any, Array, Array], PyTree] = whole_batch,
+    catch_up: idle.CatchUp | None = None,
+) -> Pieces:
+    """Checks and collects what the step functions close over.
+
+    Args:
+      channels: the proved channel map.
+      budget: K per group.
+      params: full-width parameters or their shapes.
+      model_state: full-width model state or its shapes.
+      tx: the optimizer; its state must have its parameters' shapes.
+      loss: of the network *at the budget's widths*.
+      signal: what a channel was worth.
+      gate_shapes: `gates_of` the narrow network; needed by gate signals.
+      score: ranks the arms.
+      discount: in (0, 1].
+      batch_fn: makes the batch inside the step.
+      catch_up: decay rule of idle elements; None freezes them.
+
+    Raises:
+      ValueError: a budget of another network, a refused optimizer, gates missing, bad discount.
+    """
+    if budget.full != channels.full:
+        raise ValueError(f"the budget is for widths {budget.full}, the network has {channels.full}")
+    if not 0.0 < discount <= 1.0:
+        raise ValueError(f"discount is {discount}: it must be above 0 and at most 1 (plain mean)")
+    if signal.needs_gates and not gate_shapes:
+        raise ValueError(
+            f"signal {signal.name!r} reads unit gates, but the network has none: call "
+            "dce_jax.networks.gate(self, y, group) where each group's channels are read"
+        )
+    names = channels.names("params", params)
+    return Pieces(
+        full=channels.full,
+        budget=budget,
+        params_names=names,
+        state_names={name: channels.names(name, tree) for name, tree in model_state.items()},
+        opt_names=optimizer_names(tx, params, names),
+        tx=tx,
+        loss=loss,
+        signal=signal,
+        gate_shapes=gate_shapes or {},
+        score=score,
+        discount=discount,
+        batch_fn=batch_fn,
+        catch_up=catch_up,
+    )
+
+
+def start(
+    params: PyTree, model_state: PyTree, tx: optax.GradientTransformation, key: Array
+) -> LoopState:
+    """The state of a network before its first step, at any width."""
+    return LoopState(params, model_state, tx.init(params), key, jnp.zeros((), jnp.int32))
+
+
+def start_dce(pieces: Pieces, loop: LoopState) -> DceState:
+    """The state of a dynamic run before its first selection."""
+    last = idle.init(loop.params) if pieces.catch_up else None
+    return DceState(loop, bandits.init(pieces.budget), last)
+
+
+def plain(
+    tx: optax.GradientTransformation,
+    loss: LossFn,
+    batch_fn: Callable[[Any, Array, Array], PyTree],
+    loop: LoopState,
+    data: PyTree,
+) -> tuple[LoopState, dict[str, Array]]:
+    """One ordinary optax step: dense, scratch and committed training alike.
+
+    Returns:
+      The state after the step, and metrics (float32[] ``loss`` and what the loss reports).
+    """
+    loop, metrics, _ = _ordinary_step(tx, loss, batch_fn, loop, data, None)
+    return loop, metrics
+
+
+def enter(pieces: Pieces, state: DceState) -> SlabState:
+    """Selects a super arm and gathers its slab."""
+    key = _step_key(state.loop, _SELECT)
+    selection, _ = bandits.select(key, state.bandit, budget=pieces.budget, score=pieces.score)
+    return cut(pieces, state, selection)
+
+
+def cut(pieces: Pieces, state: DceState, selection: Selection) -> SlabState:
+    """Gathers the slab of a given selection; idle elements catch up first, if they may."""
+    loop = state.loop
+
+    def pick(tree: PyTree, names: PyTree) -> PyTree:
+        # A leaf that is never cut must not share the full state's buffer: slab steps donate theirs.
+        return jax.tree.map(jnp.copy, slab.gather(tree, names, selection, pieces.full))
+
+    params = pick(loop.params, pieces.params_names)
+    if pieces.catch_up:
+        last = pick(state.last, pieces.params_names)
+        params = idle.settle(pieces.catch_up, params, last, loop.step)
+    narrow = loop._replace(
+        params=params,
+        model_state=pick(loop.model_state, pieces.state_names),
+        opt_state=pick(loop.opt_state, pieces.opt_names),
+        key=jnp.copy(loop.key),
+        step=jnp.copy(loop.step),
+    )
+    rewards = {group: jnp.zeros(k.shape, jnp.float32) for group, k in selection.items()}
+    return SlabState(narrow, selection, rewards, jnp.zeros((), jnp.int32))
+
+
+def observe(pieces: Pieces, state: SlabState, data: PyTree) -> tuple[SlabState, dict[str, Array]]:
+    """One ordinary step of the narrow network that adds up its channels' rewards."""
+    gates = pieces.gate_shapes if pieces.signal.needs_gates else None
+    loop, metrics, evidence = _ordinary_step(
+        pieces.tx, pieces.loss, pieces.batch_fn, state.loop, data, gates
+    )
+    values = pieces.signal.value(evidence)
+    saliency.check_cover(pieces.signal, values, tuple(state.rewards))
+    scaled = saliency.to_unit({group: values[group] for group in state.rewards})
+    rewards = {group: before + scaled[group] for group, before in state.rewards.items()}
+    return SlabState(loop, state.selection, rewards, state.taken + 1), metrics
+
+
+def leave(
+    pieces: Pieces, state: DceState, inside: SlabState
+) -> tuple[DceState, bandits.UpdateInfo]:
+    """Scatters the slab back and books the selection's mean rewards."""
+    selection, narrow, wide = inside.selection, inside.loop, state.loop
+
+    def put(tree: PyTree, part: PyTree, names: PyTree) -> PyTree:
+        return slab.scatter(tree, part, names, selection, pieces.full)
+
+    loop = narrow._replace(
+        params=put(wide.params, narrow.params, pieces.params_names),
+        model_state=put(wide.model_state, narrow.model_state, pieces.state_names),
+        opt_state=put(wide.opt_state, narrow.opt_state, pieces.opt_names),
+    )
+    last = state.last
+    if pieces.catch_up:
+        touched = jax.tree.map(lambda p: jnp.full(p.shape, narrow.step, jnp.int32), narrow.params)
+        last = put(last, touched, pieces.params_names)
+    steps = jnp.maximum(inside.taken, 1).astype(jnp.float32)
+    rewards = {group: total / steps for group, total in inside.rewards.items()}
+    bandit, info = bandits.update(
+        _step_key(narrow, _SELECT),
+        state.bandit,
+        selection=selection,
+        rewards=rewards,
+        discount=pieces.discount,
+    )
+    return DceState(loop, bandit, last), info
+
+
+def fused(pieces: Pieces, state: DceState, data: PyTree) -> tuple[DceState, dict[str, Array]]:
+    """`enter`, one step and `leave` as one program: a selection per step (R = 1)."""
+    inside, metrics = observe(pieces, enter(pieces, state), data)
+    state, info = leave(pieces, state, inside)
+    return state, {**metrics, "bad_rewards": info.bad_rewards}
+
+
+def commit(pieces: Pieces, state: DceState, score: ScoreFn = scores.best) -> SlabState:
+    """Cuts the final slab: the K best channels of every group by mean reward."""
+    return enter(pieces._replace(score=score), state)
+
+
+def settle(pieces: Pieces, state: DceState) -> DceState:
+    """Brings idle elements up to date, where they catch up at all."""
+    if not pieces.catch_up:
+        return state
+    step = state.loop.step
+    params = idle.settle(pieces.catch_up, state.loop.params, state.last, step)
+    last = jax.tree.map(lambda leaf: jnp.full(leaf.shape, step, jnp.int32), state.last)
+    return state._replace(loop=state.loop._replace(params=params), last=last)
+
+
+def repeat(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]], length: int
+) -> Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]:
+    """Many steps in one dispatch (`jax.lax.scan`), metrics stacked; for GPU and TPU.
+
+    Not for the CPU, where XLA runs a convolution's backward pass inside a loop body about 20
+    times slower (jax-ml/jax#12868).
+    """
+
+    def steps(state: PyTree, data: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        return jax.lax.scan(lambda carry, _: step(carry, data), state, None, length=length)
+
+    return steps
+
+
+def gates_of(apply: Callable[[PyTree], tuple[Any, PyTree]], variables: PyTree) -> PyTree:
+    """Shapes of a network's gates collection.
+
+    Args:
+      apply: ``variables -> (output, {"gates": ...})``: the network's apply on one batch with
+        ``mutable=["gates"]``.
+      variables: variables or shapes at the widths in question.
+    """
+    return jax.eval_shape(apply, variables)[1].get("gates", {})
+
+
+def _step_key(loop: LoopState, purpose: int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(loop.key, loop.step), purpose)
+
+
+def _ordinary_step(
+    tx: optax.GradientTransformation,
+    loss: LossFn,
+    batch_fn: Callable[[Any, Array, Array], PyTree],
+    loop: LoopState,
+    data: PyTree,
+    gate_shapes: PyTree | None,
+) -> tuple[LoopState, dict[str, Array], Evidence]:
+    batch = batch_fn(data, loop.step, _step_key(loop, _BATCH))
+    size = jax.tree.leaves(batch)[0].shape[0]
+    gates = jax.tree.map(lambda g: jnp.ones((size, *g.shape[1:]), g.dtype), gate_shapes or {})
+
+    def total(params: PyTree, gates: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        return loss(params, loop.model_state, gates, batch, _step_key(loop, _LOSS))
+
+    differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (value, (model_state, metrics)), (grads, gate_grads) = differentiate(loop.params, gates)
+    updates, opt_state = tx.update(grads, loop.opt_state, loop.params)
+    params = optax.apply_updates(loop.params, updates)
+    evidence = Evidence(loop.params, grads, _by_group(gate_grads))
+    after = LoopState(params, model_state, opt_state, loop.key, loop.step + 1)
+    return after, {"loss": value, **metrics}, evidence
+
+
+def _by_group(gates: PyTree) -> dict[str, tuple[Array, ...]]:
+    found: dict[str, tuple[Array, ...]] = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(gates):
+        group = str(path[-1].key).removeprefix("gate:")
+        found[group] = (*found.get(group, ()), value)
+    return found

@@ -1,0 +1,83 @@
+"""Letter key, array aliases and callable types shared by the whole package.
+
+Letters, in names, comments and einsums:
+
+- ``B`` examples of a batch
+- ``C`` channels of a group at full width; ``K`` channels that execute (the budget)
+- ``H``, ``W`` height and width of an image or feature map
+- ``D`` input features and ``F`` output features of a layer
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Path: TypeAlias = tuple[str, ...]
+
+Widths: TypeAlias = Mapping[str, int]
+"""Channel group -> number of channels."""
+
+Selection: TypeAlias = dict[str, Array]
+"""Channel group -> int32[K] indices: sorted, distinct, in range; absent groups are whole."""
+
+Rewards: TypeAlias = dict[str, Array]
+"""Channel group -> float32[K] non-negative values of the executed channels."""
+
+Alpha: TypeAlias = float | Callable[[Array], Array]
+"""Scale of the confidence radius: a number, or a schedule over the count of selections."""
+
+
+class Arms(NamedTuple):
+    """What a score function may know about the arms of one group.
+
+    Attributes:
+      mean_C: float32[C], mean reward of each arm, 0 where it was never played.
+      plays_C: float32[C], (discounted) number of plays.
+      total: float32[], (discounted) number of selections so far.
+      selections: int32[], number of selections so far, never discounted.
+    """
+
+    mean_C: Array
+    plays_C: Array
+    total: Array
+    selections: Array
+
+
+ScoreFn: TypeAlias = Callable[[Array, Arms], Array]
+"""(key, arms) -> float32[C]; the K largest scores are selected, equal ones by a fair draw."""
+
+
+class Evidence(NamedTuple):
+    """What one training step offers to a signal; every array is of the slab.
+
+    Attributes:
+      params: the slab's parameters, as the forward pass used them.
+      grads: gradient of the batch-mean loss alone (no L2 term, not clipped), like ``params``.
+      gates: gate gradients, group -> tuple of float[B, K], of the batch-mean loss; empty for
+        signals that need none.
+    """
+
+    params: PyTree
+    grads: PyTree
+    gates: Mapping[str, tuple[Array, ...]]
+
+
+class Signal(NamedTuple):
+    """A channel saliency signal.
+
+    Attributes:
+      name: how tables and configs call it.
+      needs_gates: whether ``Evidence.gates`` must be filled.
+      value: ``Evidence -> {group: float32[K]}``, non-negative, unscaled.
+    """
+
+    name: str
+    needs_gates: bool
+    value: Callable[[Evidence], Rewards]
+
+
+LossFn: TypeAlias = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
+"""``(params, model_state, gates, batch, key) -> (mean loss, (new model_state, metrics))``."""
