@@ -5,8 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import optax
 
-from dce_jax.types import Array, PyTree
+from dce_jax.types import Array, LossFn, PyTree
 
 
 def shapes(module: nn.Module, example: Any) -> PyTree:
@@ -59,3 +61,43 @@ def apply(
     if train and model_state:
         return module.apply(variables, x, rngs=rngs, mutable=list(model_state), **extra)
     return module.apply(variables, x, rngs=rngs, mutable=False, **extra), model_state
+
+
+def classification_loss(module: nn.Module) -> LossFn:
+    """Mean softmax cross-entropy of a network, as the step functions take it.
+
+    Args:
+      module: network whose output is float[B, classes].
+
+    Returns:
+      ``(params, model_state, gates, batch, key) -> (loss, (model_state, metrics))`` for batches
+      ``{"image": float[B, ...], "label": int32[B]}``; metrics hold ``accuracy``, float32[].
+    """
+
+    def loss(
+        params: PyTree, model_state: PyTree, gates: PyTree, batch: PyTree, key: Array
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        logits, model_state = apply(
+            module, params, model_state, batch["image"], train=True, key=key, gates=gates
+        )
+        labels = batch["label"]
+        mean = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
+        return mean, (model_state, {"accuracy": accuracy})
+
+    return loss
+
+
+def gate_shapes(module: nn.Module, example: Any) -> PyTree:
+    """Shapes of a network's unit gates, {} where it has none.
+
+    Args:
+      module: the network, at the widths in question.
+      example: inputs or their `jax.ShapeDtypeStruct`.
+    """
+    variables = nn.unbox(shapes(module, example))
+
+    def gates(variables: PyTree, x: Array) -> PyTree:
+        return module.apply(variables, x, mutable=["gates"])[1].get("gates", {})
+
+    return jax.eval_shape(gates, variables, example)

@@ -181,8 +181,8 @@ def batch_norm(
     """
     _check_norm(scale, bias, mean, var, momentum, epsilon)
     indices = _checked_slab(x, scale.shape[0])
-    wide = jnp.promote_types(x.values.dtype, jnp.float32)
-    values = x.values.astype(wide)
+    dtype = x.values.dtype
+    values = x.values.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
     if train:
         axes = tuple(range(values.ndim - 1))
         mean_K = jnp.mean(values, axis=axes, keepdims=True)
@@ -193,7 +193,7 @@ def batch_norm(
         mean_K, var_K = (_channels(v, indices, values) for v in (mean, var))
     scale_K, bias_K = (_channels(v, indices, values) for v in (scale, bias))
     y = scale_K * ((values - mean_K) * lax.rsqrt(var_K + epsilon)) + bias_K
-    return Slab(y.astype(x.values.dtype), indices), (mean, var)
+    return Slab(y.astype(dtype), indices), (mean, var)
 
 
 def add(a: Slab, b: Slab, *, width: int | None = None) -> Slab:

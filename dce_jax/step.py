@@ -135,7 +135,7 @@ def pieces(
       tx: the optimizer; its state must have its parameters' shapes.
       loss: of the network *at the budget's widths*.
       signal: what a channel was worth.
-      gate_shapes: `gates_of` the narrow network; needed by gate signals.
+      gate_shapes: `forward.gate_shapes` of the narrow network; needed by gate signals.
       score: ranks the arms.
       discount: in (0, 1].
       batch_fn: makes the batch inside the step.
@@ -308,17 +308,6 @@ def repeat(
         return jax.lax.scan(lambda carry, _: step(carry, data), state, None, length=length)
 
     return steps
-
-
-def gates_of(apply: Callable[[PyTree], tuple[Any, PyTree]], variables: PyTree) -> PyTree:
-    """Shapes of a network's gates collection.
-
-    Args:
-      apply: ``variables -> (output, {"gates": ...})``: the network's apply on one batch with
-        ``mutable=["gates"]``.
-      variables: variables or shapes at the widths in question.
-    """
-    return jax.eval_shape(apply, variables)[1].get("gates", {})
 
 
 def _step_key(loop: LoopState, purpose: int) -> Array:

@@ -1,0 +1,257 @@
+"""Compact models: cut out, recalibrate, save, load. Plain files, no pickle.
+
+A saved model is a directory of two files: ``weights.safetensors`` and ``structure.json`` (widths,
+the original indices of every channel, and the network's plain attributes).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dce_jax import forward, slab
+from dce_jax.budget import Budget
+from dce_jax.channels import ChannelMap
+from dce_jax.types import Array, PyTree, Selection
+
+WEIGHTS, STRUCTURE, FORMAT = "weights.safetensors", "structure.json", 1
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Compact(NamedTuple):
+    """A compact model.
+
+    Attributes:
+      variables: collection -> tree: ``params`` and model state, at the budget's widths.
+      budget: full and compact widths.
+      selection: group -> int32[K], the channels' original indices; whole groups included.
+    """
+
+    variables: PyTree
+    budget: Budget
+    selection: dict[str, np.ndarray]
+
+
+def extract(
+    channels: ChannelMap, budget: Budget, variables: PyTree, selection: Selection
+) -> Compact:
+    """Cuts a full-width network down to a selection.
+
+    Args:
+      channels: the proved map.
+      budget: K per group.
+      variables: full-width collections.
+      selection: group -> int32[K] for every group with K < C.
+
+    Raises:
+      ValueError: a selection that does not fit the budget.
+    """
+    slab.check_selection(selection, budget)
+    cut = {
+        name: slab.gather(tree, channels.names(name, tree), selection, channels.full)
+        for name, tree in variables.items()
+    }
+    return Compact(cut, budget, whole_selection(budget, selection))
+
+
+def whole_selection(budget: Budget, selection: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """A selection with the whole groups spelled out, as host arrays in the budget's order."""
+    return {
+        group: np.asarray(selection.get(group, np.arange(width)), np.int32)
+        for group, width in budget.full.items()
+    }
+
+
+def recalibrate(module: nn.Module, variables: PyTree, batches: Iterable[Array]) -> PyTree:
+    """Replaces running batch statistics by exact ones over the given inputs.
+
+    Each norm's mean and variance are pooled over all batches (equal sizes), with every layer
+    normalising by its own batch, as in training. Parameters are untouched.
+
+    Args:
+      module: the network at the widths of ``variables``.
+      variables: collections; without ``batch_stats`` they are returned as they are.
+      batches: float[B, ...] inputs.
+
+    Raises:
+      ValueError: no batches.
+    """
+    if "batch_stats" not in variables:
+        return variables
+    params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    zeros = jax.tree.map(jnp.zeros_like, state["batch_stats"])
+    ones = jax.tree.map(jnp.ones_like, state["batch_stats"])
+    moments = jax.jit(_batch_moments, static_argnums=0)
+    total, count = None, 0
+    for x in batches:
+        found = moments(module, params, state, zeros, ones, x)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        count += 1
+    if total is None:
+        raise ValueError("recalibration needs at least one batch of inputs, got none")
+    return {**variables, "batch_stats": _pooled(jax.tree.map(lambda t: t / count, total))}
+
+
+def _batch_moments(
+    module: nn.Module, params: PyTree, state: PyTree, zeros: PyTree, ones: PyTree, x: Array
+) -> PyTree:
+    # Statistics move as m old + (1 - m) new: two different olds give both m and the new ones.
+    def after(old: PyTree) -> PyTree:
+        return forward.apply(
+            module, params, {**state, "batch_stats": old}, x, train=True, key=jax.random.key(0)
+        )[1]["batch_stats"]
+
+    new = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), after(zeros), after(ones))
+    return _with_squares(new)
+
+
+def _with_squares(stats: PyTree) -> PyTree:
+    # A pooled variance needs E[x^2] = var + mean^2 of every batch.
+    if "mean" in stats and "var" in stats:
+        return {**stats, "var": stats["var"] + jnp.square(stats["mean"])}
+    return {k: _with_squares(v) if isinstance(v, Mapping) else v for k, v in stats.items()}
+
+
+def _pooled(stats: PyTree) -> PyTree:
+    if "mean" in stats and "var" in stats:
+        variance = jnp.maximum(stats["var"] - jnp.square(stats["mean"]), 0.0)
+        return {**stats, "var": variance}
+    return {k: _pooled(v) if isinstance(v, Mapping) else v for k, v in stats.items()}
+
+
+def save(directory: Path | str, module: nn.Module, model: Compact) -> None:
+    """Writes ``weights.safetensors`` and ``structure.json``; each appears whole or not at all.
+
+    Args:
+      directory: made if it is missing.
+      module: the network at any widths; its plain attributes are stored beside the widths.
+      model: what `extract` gave.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "/".join(path): np.ascontiguousarray(value)
+        for path, value in flatten_dict(jax.device_get(model.variables)).items()
+    }
+    structure = {
+        "format": FORMAT,
+        "network": type(module).__name__,
+        "attributes": _plain_attributes(module),
+        "widths": model.budget.compact,
+        "full_widths": model.budget.full,
+        "channels": {group: chosen.tolist() for group, chosen in model.selection.items()},
+        "leaves": {name: list(value.shape) for name, value in arrays.items()},
+    }
+    _replace(directory / WEIGHTS, lambda path: save_file(arrays, path))
+    text = json.dumps(structure, indent=1)
+    _replace(directory / STRUCTURE, lambda path: path.write_text(text + "\n"))
+
+
+def load(
+    directory: Path | str, network: type[Network], **attributes: Any
+) -> tuple[Network, Compact]:
+    """Reads a compact model back; only the network's class is needed.
+
+    Args:
+      directory: what `save` wrote.
+      network: the class of the saved network.
+      attributes: constructor arguments that are not plain data (activations), or overrides.
+
+    Returns:
+      The network at compact widths, and the model.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: another class, another format, or damaged weights.
+    """
+    directory = Path(directory)
+    structure = _read_structure(directory / STRUCTURE)
+    if structure["network"] != network.__name__:
+        raise ValueError(
+            f"{directory} holds a {structure['network']}, not a {network.__name__}: pass that class"
+        )
+    arrays = _read_weights(directory / WEIGHTS, structure["leaves"])
+    variables = unflatten_dict({tuple(name.split("/")): v for name, v in arrays.items()})
+    stored = {name: _from_plain(value) for name, value in structure["attributes"].items()}
+    module = network(**{**stored, **attributes, "widths": FrozenDict(structure["widths"])})
+    entries = tuple(
+        (group, width, structure["widths"][group])
+        for group, width in structure["full_widths"].items()
+    )
+    chosen = {g: np.asarray(indices, np.int32) for g, indices in structure["channels"].items()}
+    return module, Compact(jax.tree.map(jnp.asarray, variables), Budget(entries), chosen)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(path.name + ".part")
+    write(partial)
+    partial.replace(path)
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no compact model here: {path} is missing")
+    try:
+        structure = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): extract the model again") from error
+    if structure.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {structure.get('format')}, this version reads {FORMAT}"
+        )
+    return structure
+
+
+def _read_weights(path: Path, leaves: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"the compact model's weights are missing: {path}")
+    try:
+        arrays = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): extract the model again") from error
+    found = {name: list(value.shape) for name, value in arrays.items()}
+    if found != leaves:
+        raise ValueError(f"{path} does not hold the leaves that {STRUCTURE} names")
+    return arrays
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    plain = {}
+    for field in fields(module):
+        value = getattr(module, field.name, None)
+        if field.name in ("parent", "name", "widths") or not field.init:
+            continue
+        encoded = _to_plain(value)
+        if encoded is not None:
+            plain[field.name] = encoded
+    return plain
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple) and all(_to_plain(v) is not None for v in value):
+        return [_to_plain(v) for v in value]
+    if isinstance(value, type) or isinstance(value, np.dtype):
+        try:
+            return {"dtype": jnp.dtype(value).name}
+        except TypeError:
+            return None
+    return None
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return jnp.dtype(value["dtype"])
+    return tuple(_from_plain(v) for v in value) if isinstance(value, list) else value

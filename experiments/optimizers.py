@@ -1,0 +1,76 @@
+"""Optimizers and schedules by name; all of optax, none of our own."""
+
+import difflib
+from collections.abc import Callable
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from dce_jax import idle
+from dce_jax.types import Array, PyTree
+
+NAMES = ("sgd", "adamw", "lion")
+
+
+def schedule(config: ConfigDict, steps: int) -> Callable[[int], Array]:
+    """Linear warm-up, then a cosine to zero.
+
+    Args:
+      config: ``learning_rate`` (peak) and ``warmup`` (share of the steps).
+      steps: length of the run.
+    """
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=max(1, round(config.warmup * steps)),
+        decay_steps=max(2, steps),
+    )
+
+
+def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a config.
+
+    ``sgd`` is Nesterov momentum 0.9 with L2 inside the gradient; ``adamw`` and ``lion`` decay
+    decoupled. Decay acts on kernels only, never on norms and biases.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    rate, decay = schedule(config, steps), config.weight_decay
+    if config.optimizer == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(decay, mask=kernels),
+            optax.sgd(rate, momentum=0.9, nesterov=True),
+        )
+    if config.optimizer == "adamw":
+        return optax.adamw(rate, weight_decay=decay, mask=kernels)
+    if config.optimizer == "lion":
+        return optax.lion(rate, weight_decay=decay, mask=kernels)
+    near = difflib.get_close_matches(config.optimizer, NAMES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown optimizer {config.optimizer!r}{hint} One of {NAMES}")
+
+
+def idle_rule(config: ConfigDict, steps: int, params: PyTree) -> idle.CatchUp | None:
+    """The rule for idle channels' weight decay: None freezes them.
+
+    Raises:
+      ValueError: unknown rule, or catch-up with an optimizer whose decay is not decoupled.
+    """
+    if config.idle == "freeze":
+        return None
+    if config.idle != "catch_up":
+        raise ValueError(f"unknown idle rule {config.idle!r}: 'freeze' or 'catch_up'")
+    if config.optimizer == "sgd":
+        raise ValueError(
+            "idle='catch_up' needs decoupled weight decay: choose optimizer 'adamw' or 'lion', "
+            "or idle='freeze' (sgd's decay is part of its gradient)"
+        )
+    rate = schedule(config, steps)
+    return idle.catch_up(rate, config.weight_decay, steps=steps, decayed=kernels(params))
+
+
+def kernels(params: PyTree) -> PyTree:
+    """Which leaves are decayed: those with more than one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
