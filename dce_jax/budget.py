@@ -180,7 +180,7 @@ def check_group(group: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if group not in names:
         near = difflib.get_close_matches(group, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown channel group {group!r}{hint} The groups are {names}")
 
 

@@ -243,7 +243,7 @@ def _to_plain(value: Any) -> Any:
         return value
     if isinstance(value, tuple) and all(_to_plain(v) is not None for v in value):
         return [_to_plain(v) for v in value]
-    if isinstance(value, type) or isinstance(value, np.dtype):
+    if isinstance(value, (type, np.dtype)):
         try:
             return {"dtype": jnp.dtype(value).name}
         except TypeError:

@@ -140,12 +140,8 @@ def memory(compiled: Any) -> Memory | None:
     stats = compiled.memory_analysis()
     if stats is None:
         return None
-    return Memory(
-        arguments=int(stats.argument_size_in_bytes),
-        outputs=int(stats.output_size_in_bytes),
-        temporaries=int(stats.temp_size_in_bytes),
-        aliased=int(stats.alias_size_in_bytes),
-    )
+    names = ("argument", "output", "temp", "alias")
+    return Memory(*(int(getattr(stats, f"{name}_size_in_bytes")) for name in names))
 
 
 def peak_bytes(memory: Memory) -> int:
@@ -229,8 +225,8 @@ def _conv_macs(eqn: Any) -> int:
     numbers = eqn.params["dimension_numbers"]
     kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
     pairs = math.prod(
-        _tap_pairs(out[out_axis], kernel[kernel_axis], stride, pad[0], lhs_dilation, rhs_dilation)
-        for out_axis, kernel_axis, stride, pad, lhs_dilation, rhs_dilation in zip(
+        _tap_pairs(out[out_axis], kernel[kernel_axis], stride, pad[0], spread, dilation)
+        for out_axis, kernel_axis, stride, pad, spread, dilation in zip(
             numbers.out_spec[2:],
             numbers.rhs_spec[2:],
             eqn.params["window_strides"],
@@ -245,11 +241,9 @@ def _conv_macs(eqn: Any) -> int:
     return batch * features * kernel[numbers.rhs_spec[1]] * pairs
 
 
-def _tap_pairs(
-    out: int, kernel: int, stride: int, pad: int, lhs_dilation: int, rhs_dilation: int
-) -> int:
+def _tap_pairs(out: int, kernel: int, stride: int, pad: int, spread: int, dilation: int) -> int:
     """Counts the (output, kernel) positions of one axis that do not meet an inserted zero."""
-    if lhs_dilation == 1:
+    if spread == 1:
         return out * kernel
     starts = np.arange(out)[:, np.newaxis] * stride - pad
-    return int(np.sum((starts + np.arange(kernel) * rhs_dilation) % lhs_dilation == 0))
+    return int(np.sum((starts + np.arange(kernel) * dilation) % spread == 0))

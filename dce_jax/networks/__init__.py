@@ -19,7 +19,7 @@ def build(name: str, **options: object) -> VGG:
     """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown network {name!r}{hint} The networks are {sorted(NETWORKS)}")
     return NETWORKS[name](**options)
 

@@ -1,0 +1,162 @@
+"""Blocks of steps: what is dispatched between two looks of the host.
+
+Blocks end at steps fixed by the run's length, never by where a process started, so that a resumed
+run dispatches exactly what an uninterrupted one does.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dce_jax import step
+from dce_jax.step import DceState, LoopState, SlabState
+from dce_jax.types import Array, PyTree
+from experiments.programs import Programs, call
+from experiments.setup import Run, initial_variables, model_state, train_key
+
+EXPLORE, COMMIT, TRAIN = "explore", "commit", "train"
+
+
+class Exploring(NamedTuple):
+    """Where a run stands while it explores.
+
+    Attributes:
+      dce: full-width network, optimizer and bandit.
+    """
+
+    dce: DceState
+
+
+class Settled(NamedTuple):
+    """Where a run stands while one network trains plainly: dense, narrow or committed.
+
+    Attributes:
+      loop: the network and its optimizer.
+      selection: group -> int32[K] of a committed slab; {} where the method selects nothing.
+    """
+
+    loop: LoopState
+    selection: dict[str, Array]
+
+
+Progress: TypeAlias = Exploring | Settled
+
+
+def phase_at(run: Run, done: int) -> str:
+    """The phase of the step after ``done`` steps."""
+    if run.config.method in ("dense", "scratch"):
+        return TRAIN
+    return EXPLORE if done < run.commit_step else COMMIT
+
+
+def block_end(run: Run, done: int) -> int:
+    """The step at which the block that begins after ``done`` steps ends."""
+    every = run.config.select_every
+    size = -(-run.config.block // every) * every
+    begin = 0 if done < run.commit_step else run.commit_step
+    end = run.commit_step if done < run.commit_step else run.steps
+    return min(end, begin + ((done - begin) // size + 1) * size)
+
+
+def start(run: Run) -> Progress:
+    """The state before the first step."""
+    method, seed = run.config.method, run.config.seed
+    module = run.thin if method == "scratch" else run.module
+    variables = initial_variables(module, run.data, seed)
+    loop = step.start(variables["params"], model_state(variables), run.tx, train_key(seed))
+    if method in ("dense", "scratch"):
+        return Settled(loop, {})
+    state = Exploring(step.start_dce(run.pieces, loop))
+    if method == "subset":
+        # A fixed random subset of the full initialisation: nothing was played, all ties.
+        return commit(run, state)
+    return state
+
+
+def template(run: Run, phase: str) -> Progress:
+    """Shapes of the state in a phase, to restore a checkpoint into."""
+
+    def made() -> Progress:
+        state = start(run)
+        return commit(run, state) if phase == COMMIT and isinstance(state, Exploring) else state
+
+    return jax.eval_shape(made)
+
+
+def commit(run: Run, state: Exploring) -> Settled:
+    """Cuts the final slab; what was not chosen is given up."""
+    inside = jax.jit(partial(step.commit, run.pieces))(state.dce)
+    return Settled(inside.loop, inside.selection)
+
+
+def run_block(
+    run: Run, programs: Programs, state: Progress, done: int, end: int
+) -> tuple[Progress, dict[str, Array]]:
+    """Runs the steps ``done``..``end`` of one phase.
+
+    Returns:
+      The state, and metrics of every step, stacked on the device.
+    """
+    if isinstance(state, Settled):
+        one = partial(step.plain, run.tx, run.loss, run.source.batch_fn)
+        loop, metrics = _repeat(run, programs, "plain", one, state.loop, done, end)
+        return state._replace(loop=loop), metrics
+    if run.config.select_every == 1:
+        one = partial(step.fused, run.pieces)
+        dce, metrics = _repeat(run, programs, "fused", one, state.dce, done, end)
+        return Exploring(dce), metrics
+    return _windows(run, programs, state, done, end)
+
+
+def _windows(
+    run: Run, programs: Programs, state: Exploring, done: int, end: int
+) -> tuple[Exploring, dict[str, Array]]:
+    dce, found = state.dce, []
+    for begin in range(done, end, run.config.select_every):
+        until = min(begin + run.config.select_every, end)
+        inside = call(programs, "enter", partial(step.enter, run.pieces), dce)
+        inside, metrics = _repeat(
+            run, programs, "observe", partial(step.observe, run.pieces), inside, begin, until
+        )
+        leaving = partial(step.leave, run.pieces)
+        dce, info = call(programs, "leave", leaving, dce, inside, donate=True)
+        bad = jnp.zeros_like(metrics["loss"], jnp.int32).at[-1].set(info.bad_rewards)
+        found.append({**metrics, "bad_rewards": bad})
+    return Exploring(dce), jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+
+
+def _repeat(
+    run: Run,
+    programs: Programs,
+    name: str,
+    one: Any,
+    state: LoopState | DceState | SlabState,
+    done: int,
+    end: int,
+) -> tuple[Any, dict[str, Array]]:
+    if scans(run):
+        many = step.repeat(one, end - done)
+        return call(
+            programs, f"{name} x{end - done}", many, state, run.source.data_at(done), donate=True
+        )
+    found = []
+    for index in range(done, end):
+        state, metrics = call(programs, name, one, state, run.source.data_at(index), donate=True)
+        found.append(metrics)
+    return state, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+
+
+def scans(run: Run) -> bool:
+    """Whether many steps go into one dispatch: resident data, and not on the CPU."""
+    if run.config.scan == "auto":
+        return run.source.resident and jax.default_backend() != "cpu"
+    return run.config.scan == "on" and run.source.resident
+
+
+def finite(state: PyTree) -> bool:
+    """Whether every floating-point number of a state is finite."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(bool(np.isfinite(np.asarray(jnp.sum(x, dtype=jnp.float32)))) for x in leaves)

@@ -1,0 +1,131 @@
+"""Checkpoints through Orbax, with a checksum: a damaged one is passed over for the one before."""
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from dce_jax.types import PyTree
+from experiments import journal
+
+KEPT = 3
+"""Checkpoints that stay; more than one, because the last may be damaged."""
+
+
+def save(directory: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+    """Writes checkpoint ``step``; it counts only once its JSON file, written last, is there.
+
+    Args:
+      directory: of all checkpoints; made if missing.
+      step: steps taken.
+      state: any pytree of arrays; PRNG keys are stored as their data.
+      meta: plain data stored beside it.
+
+    Raises:
+      OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / str(step)
+    _record(directory, step).unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    leaves = _leaves(state)
+    ocp.save(target.absolute(), leaves)
+    record = {"step": step, "checksum": _checksum(leaves), **meta}
+    journal.write(_record(directory, step), record)
+    for old in steps(directory)[:-KEPT]:
+        _record(directory, old).unlink()
+        shutil.rmtree(directory / str(old), ignore_errors=True)
+
+
+def restore(
+    directory: Path, template: Callable[[dict[str, Any]], PyTree], say: Callable[[str], None]
+) -> tuple[PyTree, dict[str, Any]] | None:
+    """The newest checkpoint that is whole.
+
+    Args:
+      directory: of all checkpoints.
+      template: meta -> pytree of `jax.ShapeDtypeStruct` like the state that was saved.
+      say: told about every damaged checkpoint that is passed over.
+
+    Returns:
+      State and meta, or None where there is no checkpoint at all.
+
+    Raises:
+      ValueError: there are checkpoints, but none is whole.
+    """
+    found = steps(directory)
+    for step in reversed(found):
+        try:
+            meta = json.loads(_record(directory, step).read_text())
+            return _load(directory / str(step), template(meta), meta["checksum"]), meta
+        except Exception as error:
+            # Whatever a damaged file makes Orbax raise, the one before may still be whole.
+            reason = str(error).strip().split("\n")[0][:200]
+            say(f"checkpoint {step} is damaged ({reason}): falling back to the one before")
+    if found:
+        raise ValueError(
+            f"no checkpoint in {directory} is whole (tried steps {found}): remove the workdir, or "
+            "choose another, to start again"
+        )
+    return None
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps of all checkpoints that were written to the end, in order."""
+    return sorted(int(p.stem) for p in directory.glob("*.json") if p.stem.isdigit())
+
+
+def _record(directory: Path, step: int) -> Path:
+    return directory / f"{step}.json"
+
+
+def _leaves(state: PyTree) -> dict[str, np.ndarray]:
+    # A flat dict of host arrays: what Orbax stores does not depend on anybody's classes.
+    pairs = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(_data(leaf)) for path, leaf in pairs}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _load(path: Path, template: PyTree, checksum: int) -> PyTree:
+    pairs, structure = jax.tree_util.tree_flatten_with_path(template)
+    stored = ocp.load(path.absolute())
+    leaves = {jax.tree_util.keystr(where): None for where, _ in pairs}
+    if stored.keys() != leaves.keys():
+        raise ValueError("it holds other leaves than this run's state")
+    stored = {name: np.asarray(stored[name]) for name in leaves}
+    if _checksum(stored) != checksum:
+        raise ValueError("its checksum does not match")
+    return jax.tree.unflatten(
+        structure,
+        [_like(stored[jax.tree_util.keystr(where)], leaf) for where, leaf in pairs],
+    )
+
+
+def _like(value: np.ndarray, leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(value))
+    if value.shape != leaf.shape or value.dtype != leaf.dtype:
+        raise ValueError(f"a leaf has {value.dtype}{value.shape}, not {leaf.dtype}{leaf.shape}")
+    return jnp.asarray(value)
+
+
+def _checksum(leaves: dict[str, np.ndarray]) -> int:
+    total = 0
+    for name in sorted(leaves):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(np.ascontiguousarray(leaves[name]).tobytes(), total)
+    return total

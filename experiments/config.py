@@ -1,0 +1,157 @@
+"""Configs of the main job: every field, its meaning, and what is refused."""
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from dce_jax import networks
+
+METHODS = ("dce", "dense", "scratch", "subset", "random")
+SIGNALS = (
+    "norm_taylor",
+    "gate_taylor",
+    "batch_gate_taylor",
+    "fisher",
+    "weight_l1",
+    "weight_l2",
+    "norm_scale",
+)
+_FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
+
+
+def defaults() -> ConfigDict:
+    """Every field of the main job, with the values of the bundled digits run."""
+    config = ConfigDict()
+    config.name = "digits"  # names the default workdir
+    config.method = "dce"  # dce | dense | scratch | subset | random
+    config.network = "vgg-digits"
+    config.width = 1.0  # multiplies the network's published widths
+    config.dtype = "float32"  # compute type: float32 | bfloat16
+    config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
+    config.data_dir = config_dict.placeholder(str)  # TFDS data directory
+    config.seed = 0
+    config.keep = 0.5  # fraction of every group's channels that execute
+    config.macs = config_dict.placeholder(float)  # or: share of dense MACs, uniform fraction
+    config.widths = ""  # or: explicit "conv0=8,conv1=12"; groups left out stay whole
+    config.multiple_of = 1
+    config.min_channels = 1
+    config.select_every = 10  # R: steps that one selection serves
+    config.commit = 0.1  # share of the steps after which the selection is fixed; 1 = never
+    config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
+    config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
+    config.discount = 1.0  # of the bandit's means; 1 is the plain mean
+    config.signal = "norm_taylor"
+    config.epochs = 20
+    config.steps = config_dict.placeholder(int)  # overrides epochs
+    config.batch_size = 32
+    config.optimizer = "sgd"  # sgd | adamw | lion
+    config.learning_rate = 0.05
+    config.warmup = 0.05  # share of the steps
+    config.weight_decay = 5e-4
+    config.idle = "freeze"  # idle channels: freeze | catch_up (decoupled decay only)
+    config.crop = 0  # pixels of random shift
+    config.flip = False
+    config.block = 50  # steps between two log lines; rounded up to a multiple of select_every
+    config.checkpoint_blocks = 4  # blocks between two checkpoints
+    config.recalibration_examples = 1024
+    config.scan = "auto"  # many steps per dispatch: auto (not on the CPU) | on | off
+    config.deterministic = False  # on GPU: what XLA offers (xla_gpu_deterministic_ops)
+    config.stop_after = config_dict.placeholder(int)  # stop, as Ctrl-C does, after this step
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no run can have, before anything is loaded or compiled.
+
+    Raises:
+      ValueError: naming field, value, limit and, for names, the nearest known one.
+    """
+    _one_of("method", config.method, METHODS)
+    _one_of("network", config.network, tuple(networks.NETWORKS))
+    _one_of("signal", config.signal, SIGNALS)
+    _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+    _one_of("scan", config.scan, ("auto", "on", "off"))
+    for field in ("batch_size", "select_every", "block", "checkpoint_blocks"):
+        _at_least(field, config[field], 1)
+    _at_least("recalibration_examples", config.recalibration_examples, 1)
+    _at_least("seed", config.seed, 0)
+    if config.steps is not None:
+        _at_least("steps", config.steps, 1)
+    elif config.epochs <= 0:
+        raise ValueError(f"epochs is {config.epochs}: it must be positive")
+    for field in ("keep", "macs", "discount"):
+        if config[field] is not None and not 0.0 < config[field] <= 1.0:
+            raise ValueError(f"{field} is {config[field]}: it must be above 0 and at most 1")
+    for field in ("commit", "warmup"):
+        if not 0.0 <= config[field] <= 1.0:
+            raise ValueError(f"{field} is {config[field]}: it is a share of the steps, 0 to 1")
+    for field in ("learning_rate", "weight_decay", "alpha", "width"):
+        if not (math.isfinite(config[field]) and config[field] >= 0):
+            raise ValueError(f"{field} is {config[field]}: it must be finite and not negative")
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain data for JSON."""
+    return dict(sorted(config.to_dict().items()))
+
+
+def check_same(stored: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """Refuses to go on in a workdir that was made with another config.
+
+    Raises:
+      ValueError: the fields that differ, with both values.
+    """
+    given = plain(config)
+    changed = [
+        f"  {field}: {stored.get(field)!r} there, {given.get(field)!r} now"
+        for field in sorted(stored.keys() | given.keys())
+        if field not in _FREE and stored.get(field) != given.get(field)
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir} was made with another config:\n" + "\n".join(changed) + "\n"
+            "choose another --workdir, or the config that made it"
+        )
+
+
+def parse_widths(text: str) -> dict[str, int]:
+    """``"conv0=8,conv1=12"`` as group -> width.
+
+    Raises:
+      ValueError: an entry that is not ``group=integer``.
+    """
+    found = {}
+    for entry in text.split(","):
+        group, _, width = entry.partition("=")
+        if not width.strip().isdigit():
+            raise ValueError(f"widths entry {entry!r} is not GROUP=INTEGER, as in conv0=8,conv1=12")
+        found[group.strip()] = int(width)
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A stored config.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): choose another --workdir") from error
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {field} {value!r}{hint} One of {', '.join(known)}")
+
+
+def _at_least(field: str, value: int, smallest: int) -> None:
+    if value < smallest:
+        raise ValueError(f"{field} is {value}: it must be at least {smallest}")

@@ -1,0 +1,1 @@
+"""Config files of the main job; each returns a full config from `get_config`."""

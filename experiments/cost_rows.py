@@ -1,0 +1,104 @@
+"""Rows of the benchmark: times of all rounds -> medians and paired ratios, and their table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from experiments.summary import MIB, NONE
+from experiments.timing import Ratio, ratio
+from experiments.variants import Variant
+
+Row = dict[str, Any]
+Times = npt.NDArray[np.float64]
+
+
+def rows(variants: Sequence[Variant], times_RV: Times, *, network: str, batch: int) -> list[Row]:
+    """One row per variant, with the keys of the benchmark's JSON.
+
+    ``vs_narrow`` compares with the narrow network at the same keep; dense has no such partner and
+    is compared with the narrow network of the only keep, or null where there are several.
+
+    Args:
+      variants: in the order of the columns; the first is dense.
+      times_RV: float64[rounds, variants], ms per step.
+      network: name.
+      batch: examples per step.
+    """
+    narrow = {one.keep: i for i, one in enumerate(variants) if one.variant == "narrow"}
+    only = next(iter(narrow.values())) if len(narrow) == 1 else None
+    made = []
+    for i, one in enumerate(variants):
+        partner = only if one.variant == "dense" else narrow[one.keep]
+        made.append(
+            {
+                "network": network,
+                "batch": batch,
+                "variant": one.variant,
+                "keep": one.keep,
+                "select_every": one.select_every,
+                "ms_median": float(np.median(times_RV[:, i])),
+                "ms_min": float(times_RV[:, i].min()),
+                "ms_max": float(times_RV[:, i].max()),
+                **_against("narrow", times_RV, i, partner),
+                **_against("dense", times_RV, i, 0),
+                "rounds": len(times_RV),
+                "temp_bytes": one.temp_bytes,
+                "peak_bytes": one.peak_bytes,
+                "compile_s": one.compile_s,
+            }
+        )
+    return made
+
+
+def _against(name: str, times_RV: Times, i: int, partner: int | None) -> Row:
+    keys = (f"vs_{name}", f"vs_{name}_low", f"vs_{name}_high")
+    if partner is None:
+        return dict.fromkeys(keys)
+    return dict(zip(keys, ratio(times_RV[:, i], times_RV[:, partner]), strict=True))
+
+
+def table(rows: Sequence[Row], *, device: str) -> Table:
+    """The rows as a table for the terminal.
+
+    Args:
+      rows: of one network and batch size.
+      device: for the title.
+    """
+    first = rows[0]
+    made = Table(
+        title=f"{first['network']}, batch {first['batch']}, on {device}, {first['rounds']} rounds",
+        title_justify="left",
+        caption="ratios: median of rounds [95 % interval]; memory: temporaries / peak, MiB",
+        caption_justify="left",
+    )
+    for head in ("step", "keep", "R"):
+        made.add_column(head)
+    for head in ("ms", "min .. max", "/ narrow", "/ dense", "memory", "compile s"):
+        made.add_column(head, justify="right", style="bold" if head == "/ narrow" else None)
+    for row in rows:
+        made.add_row(
+            row["variant"],
+            f"{row['keep']:g}",
+            NONE if row["select_every"] is None else str(row["select_every"]),
+            f"{row['ms_median']:.1f}",
+            f"{row['ms_min']:.1f} .. {row['ms_max']:.1f}",
+            _ratio(row, "vs_narrow"),
+            _ratio(row, "vs_dense"),
+            f"{_mib(row['temp_bytes'])} / {_mib(row['peak_bytes'])}",
+            f"{row['compile_s']:.1f}",
+        )
+    return made
+
+
+def _ratio(row: Row, key: str) -> str:
+    if row[key] is None:
+        return NONE
+    found = Ratio(row[key], row[f"{key}_low"], row[f"{key}_high"])
+    return f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _mib(value: int | None) -> str:
+    return NONE if value is None else f"{value / MIB:.0f}"

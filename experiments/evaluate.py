@@ -1,0 +1,57 @@
+"""Accuracy over a whole split, and batches for recalibration."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dce_jax import forward
+from dce_jax.types import Array, PyTree
+from experiments.dataset import DataSet, Split
+from experiments.pipeline import eval_batches, normalise
+
+BATCH = 256
+
+
+def accuracy(module: nn.Module, variables: PyTree, data: DataSet) -> float:
+    """Share of the whole test split that a network classifies rightly, in inference mode.
+
+    Args:
+      module: network at the widths of ``variables``.
+      variables: collections.
+      data: the data set.
+    """
+    count = jax.jit(partial(_count_right, module, data.mean, data.std))
+    size = min(BATCH, len(data.test.labels))
+    right = [count(variables, batch) for batch in eval_batches(data.test, size)]
+    return float(jnp.sum(jnp.stack(right))) / len(data.test.labels)
+
+
+def recalibration_inputs(data: DataSet, *, examples: int, batch_size: int) -> Iterator[Array]:
+    """The first training images, normalised, not augmented, in full batches only.
+
+    Args:
+      data: the data set.
+      examples: how many; rounded down to whole batches, at least one batch.
+      batch_size: B.
+    """
+    whole = max(1, min(examples, len(data.train.labels)) // batch_size) * batch_size
+    split = Split(data.train.images[:whole], data.train.labels[:whole])
+    for batch in eval_batches(split, batch_size):
+        yield normalise(batch["image"], data.mean, data.std)
+
+
+def _count_right(
+    module: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    variables: PyTree,
+    batch: dict[str, Array],
+) -> Array:
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    images = normalise(batch["image"], mean, std)
+    logits, _ = forward.apply(module, variables["params"], state, images, train=False)
+    right = jnp.argmax(logits, axis=-1) == batch["label"]
+    return jnp.sum(right * batch["weight"])

@@ -1,0 +1,26 @@
+"""What a measurement was made on: the device and the versions, as results store them."""
+
+import os
+import platform
+from importlib import metadata
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def device() -> str:
+    """The device that JAX computes on: ``"cpu (2 cores)"``, ``"NVIDIA H100 80GB HBM3"``."""
+    found = jax.devices()[0]
+    if found.platform != "cpu":
+        return found.device_kind
+    # What this process may use, not what the machine has; macOS cannot tell them apart.
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count()
+    return f"cpu ({cores} cores)"
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, Python first."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,70 @@
+"""Which runs may share a row of a table: those that differ in nothing but the seed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.summary import Result
+
+METHODS = ("dense", "scratch", "subset", "random", "dce")
+# Fields that name a run or a place and do not change what is trained, or that have columns.
+NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
+
+
+def _asked(result: Result) -> float:
+    """The keep that was asked for; a dense run keeps everything, whatever its config says."""
+    if result["method"] == "dense":
+        return 1.0
+    asked = result["keep_requested"]
+    return float(result["keep"] if asked is None else asked)
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """Everything that two runs of one table row must share, beside the row's own four columns."""
+    own = {key: result[key] for key in ("allocation", "select_every", "commit_step", "steps")}
+    config = {k: v for k, v in result["config"].items() if k not in NOT_SETTINGS}
+    return config | own | {"device": result["device"]}
+
+
+def _order(result: Result) -> tuple[Any, ...]:
+    method = result["method"]
+    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    return (result["dataset"], result["network"], -_asked(result), place, method)
+
+
+def group(results: Sequence[Result]) -> list[list[Result]]:
+    """Runs that differ in nothing but the seed, in the order of a table's rows.
+
+    Args:
+      results: objects with the keys of `result.json`.
+
+    Returns:
+      Lists of runs, by data set, network, keep (large first), method and settings.
+
+    Raises:
+      ValueError: one seed twice with the same settings, which would count one draw as two.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        settings = sorted(_settings(result).items())
+        groups.setdefault((_order(result), repr(settings)), []).append(result)
+    for runs in groups.values():
+        seeds = sorted(run["seed"] for run in runs)
+        if len(set(seeds)) < len(seeds):
+            run = runs[0]
+            raise ValueError(
+                f"seeds {seeds} of {run['method']} on {run['dataset']} ({run['network']}, keep "
+                f"{run['keep_requested']}) hold one seed twice, with the same settings: a repeated "
+                "run is no second sample; remove one of the files"
+            )
+    return [groups[key] for key in sorted(groups)]
+
+
+def differences(groups: Sequence[Sequence[Result]]) -> list[str]:
+    """For each row: the settings in which it differs from rows of the same name, or ''."""
+    texts = []
+    for runs in groups:
+        own = _settings(runs[0])
+        rivals = [_settings(g[0]) for g in groups if _order(g[0]) == _order(runs[0])]
+        names = sorted({k for r in rivals for k in own if repr(r.get(k)) != repr(own[k])})
+        texts.append(", ".join(f"{name}={own[name]}" for name in names))
+    return texts

@@ -1,0 +1,178 @@
+"""What a run ends with: the compact model, `result.json` and `layers.json`."""
+
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from dce_jax import channels as maps
+from dce_jax import compact, cost, forward, step
+from dce_jax.types import PyTree
+from experiments import blocks, config, evaluate, journal
+from experiments.blocks import Exploring, Progress
+from experiments.programs import Programs
+from experiments.records import read_lines
+from experiments.setup import Run, allocation, forward_macs, macs_of
+
+MODEL, RESULT, LAYERS = "compact", "result.json", "layers.json"
+_STEADY = 20  # steps that a timed block must have
+
+
+def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict[str, Any]:
+    """Extracts, recalibrates, evaluates and stores the compact model and the result.
+
+    Returns:
+      What `result.json` holds.
+    """
+    full_accuracy = None
+    if isinstance(state, Exploring):
+        settled = step.settle(run.pieces, state.dce)
+        variables = _collections(settled.loop)
+        full_accuracy = evaluate.accuracy(
+            run.module, _recalibrated(run, run.module, variables), run.data
+        )
+        state = blocks.commit(run, Exploring(settled))
+    trained = run.module if run.config.method == "dense" else run.thin
+    raw = _collections(state.loop)
+    final = _recalibrated(run, trained, raw)
+    selection = compact.whole_selection(run.budget, state.selection)
+    compact.save(workdir / MODEL, trained, compact.Compact(final, run.budget, selection))
+    compact.save(workdir / f"{MODEL}_raw", trained, compact.Compact(raw, run.budget, selection))
+    result = {
+        **_identity(run),
+        "test_accuracy": evaluate.accuracy(trained, final, run.data),
+        "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
+        "test_accuracy_full": full_accuracy,
+        **_costs(run),
+        **_timings(programs, workdir),
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "versions": versions(),
+        "notes": list(run.data.notes),
+        "config": config.plain(run.config),
+    }
+    journal.write(workdir / LAYERS, _layers(run, selection))
+    journal.write(workdir / RESULT, result)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _collections(loop: step.LoopState) -> PyTree:
+    return {"params": loop.params, **loop.model_state}
+
+
+def _recalibrated(run: Run, module: Any, variables: PyTree) -> PyTree:
+    inputs = evaluate.recalibration_inputs(
+        run.data,
+        examples=run.config.recalibration_examples,
+        batch_size=run.config.batch_size,
+    )
+    return compact.recalibrate(module, variables, inputs)
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    settings, budget = run.config, run.budget
+    kept = sum(budget.compact.values()) / sum(budget.full.values())
+    macs = macs_of(run.module, _example(run))
+    if allocation(settings) != "uniform" or settings.macs is not None:
+        kept = macs(budget.compact) / macs(budget.full)
+    requested = settings.keep if settings.macs is None else settings.macs
+    return {
+        "method": settings.method,
+        "network": settings.network,
+        "dataset": settings.dataset,
+        "seed": settings.seed,
+        "keep": kept,
+        "keep_requested": 1.0 if settings.method == "dense" else requested,
+        "allocation": allocation(settings),
+        "widths": budget.compact,
+        "select_every": settings.select_every,
+        "commit_step": run.commit_step,
+        "steps": run.steps,
+    }
+
+
+def _costs(run: Run) -> dict[str, Any]:
+    batch, example = run.config.batch_size, _example(run)
+    macs_full, macs_compact = (forward_macs(m, example) for m in (run.module, run.thin))
+    shapes = maps.with_widths(run.module, run.budget.compact)
+    recalibrated = max(
+        1, min(run.config.recalibration_examples, len(run.data.train.labels)) // batch
+    )
+    return {
+        "params_full": cost.parameters(run.shapes["params"]),
+        "params_compact": cost.parameters(forward.shapes(shapes, example)["params"]),
+        "macs_full": macs_full,
+        "macs_compact": macs_compact,
+        # Backward costs twice forward; recalibration is one more forward pass.
+        "train_macs": (3 * run.steps + recalibrated) * batch * macs_compact,
+        "train_macs_dense": (3 * run.steps + recalibrated) * batch * macs_full,
+    }
+
+
+def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
+    lines = read_lines(workdir / "metrics.jsonl")
+    steady = [line for line in lines if line["steps"] >= _STEADY and line["warm"]]
+    explore = [x["ms_per_step"] for x in steady if x["phase"] == blocks.EXPLORE]
+    plain = [x["ms_per_step"] for x in steady if x["phase"] != blocks.EXPLORE]
+    peaks = [facts.peak_bytes for facts in programs.facts.values() if facts.peak_bytes is not None]
+    return {
+        "step_ms_median": {"explore": _median(explore), "commit": _median(plain)},
+        "compile_s": sum(facts.seconds for facts in programs.facts.values()),
+        "peak_bytes": max(peaks, default=None),
+        "compilations": dict(sorted(programs.counts.items())),
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _layers(run: Run, selection: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    wide, thin = (_per_module(m, run) for m in (run.module, run.thin))
+    found = []
+    for group, paths in maps.producers(run.channels).items():
+        names = ["/".join(path[:-1]) for path in paths]
+        chosen = selection[group]
+        full, kept = run.budget.full[group], run.budget.compact[group]
+        found.append(
+            {
+                "group": group,
+                "width": full,
+                "budget": kept,
+                **{f"{k}_full": sum(wide[n][k] for n in names) for k in ("macs", "params")},
+                **{f"{k}_compact": sum(thin[n][k] for n in names) for k in ("macs", "params")},
+                "chosen": chosen.tolist() if kept < full else None,
+            }
+        )
+    return found
+
+
+def _per_module(module: Any, run: Run) -> dict[str, dict[str, int]]:
+    shapes = flax.linen.unbox(forward.shapes(module, _example(run)))
+    layers = cost.layers(lambda v, x: module.apply(v, x), shapes, _example(run))
+    macs = {layer.name: layer.macs for layer in layers}
+    params: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
+        name = "/".join(maps.path_names(path)[:-1])
+        params[name] = params.get(name, 0) + int(np.prod(leaf.shape))
+    return {name: {"macs": macs.get(name, 0), "params": count} for name, count in params.items()}
+
+
+def _example(run: Run) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *run.data.image_shape), np.float32)

@@ -1,0 +1,134 @@
+"""A run's life on disk: opening its workdir, saving, going on, stopping cleanly."""
+
+import errno
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from ml_collections import ConfigDict
+
+from experiments import blocks, checkpoint, config, journal
+from experiments.blocks import Progress
+from experiments.programs import Programs, recall
+from experiments.setup import Run
+
+METRICS, CHANNELS = "metrics.jsonl", "channels.jsonl"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+
+
+class TrainingError(Exception):
+    """A run that cannot go on; its last good checkpoint stays."""
+
+
+def open_workdir(workdir: Path, settings: ConfigDict) -> None:
+    """Makes a workdir, or checks that it belongs to this config.
+
+    Raises:
+      ValueError: it cannot be written, or another config made it (the difference is shown).
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stored = workdir / CONFIG
+        if not stored.exists():
+            journal.write(stored, config.plain(settings))
+    except OSError as error:
+        raise ValueError(
+            f"workdir {workdir} cannot be written ({error.strerror or error}): choose another "
+            "--workdir"
+        ) from error
+    config.check_same(config.read(stored), settings, workdir)
+
+
+def resume(
+    run: Run, programs: Programs, workdir: Path, say: Callable[[str], None]
+) -> tuple[Progress, int]:
+    """State and steps done: the newest whole checkpoint's, or a fresh start.
+
+    Metric lines after the restored step are cut: those steps are taken again.
+    """
+    found = checkpoint.restore(
+        workdir / CHECKPOINTS, lambda meta: blocks.template(run, meta["phase"]), say
+    )
+    done = 0
+    if found is None:
+        state = blocks.start(run)
+    else:
+        state, meta = found
+        done = meta["step"]
+        recall(programs, meta["programs"])
+        say(f"going on after step {done} of {run.steps}")
+    for name in (METRICS, CHANNELS):
+        journal.cut(workdir / name, done)
+    return state, done
+
+
+def save(programs: Programs, state: Progress, workdir: Path, done: int) -> None:
+    """Writes a checkpoint of a state that is finite.
+
+    Raises:
+      TrainingError: the state holds NaN or infinite numbers, or the disk cannot be written.
+    """
+    if not blocks.finite(state):
+        raise TrainingError(
+            f"parameters or moments are not finite after step {done}: lower learning_rate; "
+            f"{last_good(workdir)}"
+        )
+    phase = blocks.EXPLORE if isinstance(state, blocks.Exploring) else blocks.COMMIT
+    with refusing_full_disk(workdir):
+        checkpoint.save(
+            workdir / CHECKPOINTS, done, state, {"phase": phase, "programs": programs.facts}
+        )
+
+
+def due(run: Run, done: int) -> bool:
+    """Whether a checkpoint falls on the end of a block: every few blocks, commit and end."""
+    if done in (run.commit_step, run.steps):
+        return True
+    size = -(-run.config.block // run.config.select_every) * run.config.select_every
+    begin = 0 if done < run.commit_step else run.commit_step
+    return (done - begin) // size % run.config.checkpoint_blocks == 0
+
+
+def last_good(workdir: Path) -> str:
+    """A sentence that names the last checkpoint."""
+    known = checkpoint.steps(workdir / CHECKPOINTS)
+    if not known:
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint, of step {known[-1]}, is kept in {workdir / CHECKPOINTS}"
+
+
+@contextmanager
+def refusing_full_disk(workdir: Path) -> Iterator[None]:
+    """Turns a disk that cannot be written into a clear error.
+
+    Raises:
+      TrainingError: with what is kept and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise TrainingError(
+            f"{workdir} cannot be written: {why}. Make room and start the same command again; "
+            f"{last_good(workdir)}"
+        ) from error
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for a stop at the end of the block; a second Ctrl-C does not wait."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

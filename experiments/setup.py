@@ -1,0 +1,252 @@
+"""From a config to everything a run needs, checked before the first step."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dce_jax import budget as budgets
+from dce_jax import channels as maps
+from dce_jax import cost, forward, networks, probe, saliency, scores, step
+from dce_jax.budget import Budget
+from dce_jax.channels import ChannelMap
+from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
+from experiments import optimizers
+from experiments.config import parse_widths
+from experiments.dataset import DataSet
+from experiments.pipeline import Augment, Source, make_source
+
+
+class Run(NamedTuple):
+    """What the loop of a run closes over.
+
+    Attributes:
+      config: the run's config.
+      data: the data set.
+      source: batches.
+      module: the network at full width.
+      thin: the same class at the budget's widths.
+      channels: the proved channel map.
+      budget: K per group.
+      tx: the optimizer.
+      loss: of the network that trains: ``module`` for dense, else ``thin``.
+      pieces: of the dynamic step.
+      steps: length of the run.
+      commit_step: step after which only the narrow network's ordinary step is left.
+      shapes: of the full-width collections, unboxed; a run holds no full-width arrays itself.
+    """
+
+    config: ConfigDict
+    data: DataSet
+    source: Source
+    module: nn.Module
+    thin: nn.Module
+    channels: ChannelMap
+    budget: Budget
+    tx: optax.GradientTransformation
+    loss: LossFn
+    pieces: step.Pieces
+    steps: int
+    commit_step: int
+    shapes: PyTree
+
+
+def build(config: ConfigDict, data: DataSet) -> Run:
+    """Checks a config against data and network, and builds the run.
+
+    Args:
+      config: of the run.
+      data: the data set.
+
+    Raises:
+      ValueError: whatever does not fit, naming it.
+    """
+    module = networks.build(
+        config.network,
+        num_classes=data.num_classes,
+        dtype=jnp.dtype(config.dtype),
+        width=config.width,
+    )
+    steps = run_length(config, len(data.train.labels))
+    source = open_source(config, data, steps, start_step=0)
+    example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
+    channels = probe.channel_map(module, example)
+    budget = make_budget(config, module, example)
+    thin = maps.with_widths(module, budget.compact)
+    shapes = jax.eval_shape(lambda: initial_variables(module, data, config.seed))
+    tx = optimizers.build(config, steps)
+    commit_step = committing(config, steps)
+    loss = forward.classification_loss(thin)
+    pieces = step.pieces(
+        channels,
+        budget,
+        params=shapes["params"],
+        model_state=model_state(shapes),
+        tx=tx,
+        loss=loss,
+        signal=make_signal(config.signal, module, channels),
+        gate_shapes=forward.gate_shapes(thin, example),
+        score=make_score(config, commit_step),
+        discount=config.discount,
+        batch_fn=source.batch_fn,
+        catch_up=optimizers.idle_rule(config, steps, shapes["params"]),
+    )
+    return Run(
+        config=config,
+        data=data,
+        source=source,
+        module=module,
+        thin=thin,
+        channels=channels,
+        budget=budget,
+        tx=tx,
+        loss=forward.classification_loss(module) if config.method == "dense" else loss,
+        pieces=pieces,
+        steps=steps,
+        commit_step=commit_step,
+        shapes=shapes,
+    )
+
+
+def open_source(config: ConfigDict, data: DataSet, steps: int, *, start_step: int) -> Source:
+    """The batches of a run."""
+    return make_source(
+        data.train,
+        batch_size=config.batch_size,
+        steps=steps,
+        start_step=start_step,
+        seed=config.seed,
+        mean=data.mean,
+        std=data.std,
+        augment=Augment(config.crop, config.flip),
+    )
+
+
+def starting_at(run: Run, done: int) -> Run:
+    """The same run with its batches opened where a resumed one goes on; only streams care."""
+    if run.source.resident or done == 0:
+        return run
+    return run._replace(source=open_source(run.config, run.data, run.steps, start_step=done))
+
+
+def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
+    """The budget that a config asks for: explicit widths, a MACs target, or a fraction.
+
+    Raises:
+      ValueError: see `dce_jax.budget`.
+    """
+    widths = maps.module_widths(module)
+    if config.method == "dense":
+        return budgets.full(widths)
+    if config.widths:
+        from_text = parse_widths(config.widths)
+        return budgets.from_widths(widths, from_text, allow_missing=True)
+    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
+    if config.macs is not None:
+        return budgets.from_macs(widths, config.macs, macs_of(module, example), **rounding)
+    return budgets.from_fraction(widths, config.keep, **rounding)
+
+
+def allocation(config: ConfigDict) -> str:
+    """How a config's budget was made: explicit or uniform."""
+    return "explicit" if config.widths and config.method != "dense" else "uniform"
+
+
+def macs_of(module: nn.Module, example: Any) -> Any:
+    """A function from widths to the MACs of one forward pass of one example."""
+
+    def count(widths: Mapping[str, int]) -> int:
+        return forward_macs(maps.with_widths(module, widths), example)
+
+    return count
+
+
+def forward_macs(module: nn.Module, example: Any) -> int:
+    """MACs of one forward pass of one example."""
+    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    variables = nn.unbox(forward.shapes(module, one))
+    return cost.macs(lambda v, x: module.apply(v, x), variables, one)
+
+
+def make_signal(name: str, module: nn.Module, channels: ChannelMap) -> Signal:
+    """A saliency signal by name, for a network that declares its norms.
+
+    Raises:
+      ValueError: unknown name, or a network without the norms that the signal reads.
+    """
+    if name in ("norm_taylor", "norm_scale"):
+        declared = getattr(module, "reward_norms", None)
+        if declared is None:
+            raise ValueError(
+                f"signal {name!r} is read off norms, but {type(module).__name__} declares none in "
+                "reward_norms(): use gate_taylor, or declare them"
+            )
+        return getattr(saliency, name)(declared())
+    if name in ("weight_l1", "weight_l2"):
+        return getattr(saliency, name)(maps.producers(channels))
+    return getattr(saliency, name)()
+
+
+def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
+    """How arms are ranked while a run explores."""
+    if config.method == "random":
+        return scores.random
+    alpha: Any = config.alpha
+    if config.alpha_end is not None:
+        selections = max(1, commit_step // config.select_every)
+        alpha = optax.linear_schedule(config.alpha, config.alpha_end, selections)
+    return partial(scores.ucb, alpha=alpha)
+
+
+def run_length(config: ConfigDict, examples: int) -> int:
+    """Steps of a run; ``epochs`` counts whole batches of the training split.
+
+    Raises:
+      ValueError: a batch larger than the data.
+    """
+    if config.batch_size > examples:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but the training split has {examples} images: "
+            f"choose at most {examples}"
+        )
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * (examples // config.batch_size)))
+
+
+def committing(config: ConfigDict, steps: int) -> int:
+    """The step of the commit: a multiple of ``select_every``, or the run's end."""
+    if config.method in ("dense", "scratch", "subset"):
+        return 0
+    if config.commit >= 1.0:
+        return steps
+    blocks = max(1, math.floor(config.commit * steps / config.select_every + 0.5))
+    return min(steps, blocks * config.select_every)
+
+
+def initial_variables(module: nn.Module, data: DataSet, seed: int) -> PyTree:
+    """Initial collections of a network, unboxed; one seed gives one network at any width."""
+    example = jnp.zeros((1, *data.image_shape), jnp.float32)
+    init = jax.jit(lambda key: nn.unbox(forward.initial(module, key, example)))
+    return init(init_key(seed))
+
+
+def init_key(seed: int) -> Array:
+    """The key of a run's initialisation; the training key is another one."""
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def train_key(seed: int) -> Array:
+    """The key that a run's steps fold theirs from."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def model_state(variables: PyTree) -> PyTree:
+    """All collections but the parameters."""
+    return {name: tree for name, tree in variables.items() if name != "params"}

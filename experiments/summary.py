@@ -1,0 +1,93 @@
+"""The figures of one run: how numbers are written, and the table for the terminal."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+Result: TypeAlias = Mapping[str, Any]
+"""The object in a run's `result.json`."""
+
+MIB = 2**20
+NONE = "-"
+
+
+def si(value: float) -> str:
+    """A count with three or four digits and a prefix: 14724042 -> '14.72 M'."""
+    for size, prefix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.2f}{prefix}"
+    return f"{value:g}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as per cent: 0.9123 -> '91.23 %'; None -> a dash."""
+    return NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def mean_and_spread(fractions: Sequence[float]) -> str:
+    """'mean ± sample standard deviation' of fractions, in per cent; one value has no spread."""
+    mean = 100 * statistics.fmean(fractions)
+    if len(fractions) == 1:
+        return f"{mean:.2f} %"
+    return f"{mean:.2f} ± {100 * statistics.stdev(fractions):.2f} %"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table; the first `left` columns are aligned left, the others right."""
+    rules = [":--" if i < left else "--:" for i in range(len(heads))]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (heads, rules, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def step_ms(result: Result) -> tuple[float | None, float | None]:
+    """Median ms per step, (exploring, committed); None where the run had no such phase."""
+    times = result["step_ms_median"] or {}
+    return times.get("explore"), times.get("commit")
+
+
+def summary(result: Result) -> list[tuple[str, str, str]]:
+    """The figures of one run: (quantity, compact or this run, full width or dense)."""
+    times = dict(zip(("exploring", "committed"), step_ms(result), strict=True))
+    peak, seconds = result["peak_bytes"], result["compile_s"]
+    return [
+        (
+            "test accuracy, recalibrated statistics",
+            percent(result["test_accuracy"]),
+            percent(result["test_accuracy_full"]),
+        ),
+        ("test accuracy, statistics as trained", percent(result["test_accuracy_raw"]), NONE),
+        ("parameters", si(result["params_compact"]), si(result["params_full"])),
+        ("MACs, forward, one example", si(result["macs_compact"]), si(result["macs_full"])),
+        ("MACs of the whole training", si(result["train_macs"]), si(result["train_macs_dense"])),
+        *(
+            (f"median step, {phase}", NONE if ms is None else f"{ms:.1f} ms", NONE)
+            for phase, ms in times.items()
+        ),
+        ("memory of the largest step", NONE if peak is None else f"{peak / MIB:.1f} MiB", NONE),
+        ("time to compile", NONE if seconds is None else f"{seconds:.1f} s", NONE),
+        (
+            "compilations",
+            ", ".join(f"{name} {count}" for name, count in result["compilations"].items()) or NONE,
+            NONE,
+        ),
+    ]
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """Prints the table of one run on the terminal.
+
+    Args:
+      result: an object with the keys of `result.json`.
+      console: where to; the standard output by default.
+    """
+    title = f"{result['method']}: {result['network']} on {result['dataset']}, seed {result['seed']}"
+    table = Table(title=title, title_justify="left", caption=result["device"])
+    table.add_column("quantity")
+    table.add_column("this run", justify="right", style="bold")
+    table.add_column("full width", justify="right")
+    for row in summary(result):
+        table.add_row(*row)
+    (console or Console()).print(table)

@@ -1,0 +1,161 @@
+"""Interleaved timing: in every round each contender runs once, so that all meet the same noise.
+
+Two numbers of one round were taken seconds apart; their ratio is free of what slows the whole
+machine down for minutes. The median over rounds and a bootstrap interval are of those ratios.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from dce_jax import cost
+from dce_jax.types import PyTree
+
+RESAMPLES = 2000
+"""Bootstrap samples per interval."""
+
+Clock = Callable[[], float]
+
+
+class Program(NamedTuple):
+    """A program compiled ahead of time.
+
+    Attributes:
+      call: runs it; takes arrays of one set of shapes only.
+      seconds: lowering and compiling.
+      memory: XLA's account of its buffers, or None where the backend keeps none.
+    """
+
+    call: Callable[..., Any]
+    seconds: float
+    memory: cost.Memory | None
+
+
+class Contender(NamedTuple):
+    """Something to be timed.
+
+    Attributes:
+      name: for messages.
+      run: ``(state, data) -> (state, metrics)``; gives up the buffers of ``state``.
+      state: before the first run.
+      data: the same at every run.
+      steps: training steps in one run.
+    """
+
+    name: str
+    run: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Any]]]
+    state: PyTree
+    data: PyTree
+    steps: int
+
+
+class Ratio(NamedTuple):
+    """A paired ratio of two contenders' times.
+
+    Attributes:
+      median: over rounds, of the ratio within a round.
+      low: lower end of the median's 95 % bootstrap interval.
+      high: its upper end.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def compiled(function: Callable[..., Any], *args: Any, donate: bool = True) -> Program:
+    """Compiles a function ahead of time.
+
+    Args:
+      function: pure function of ``args``.
+      *args: arrays or `jax.ShapeDtypeStruct` trees.
+      donate: the buffers of the first argument are given up at every call.
+    """
+    begun = time.perf_counter()
+    jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+    executable = jitted.lower(*args).compile()
+    return Program(executable, time.perf_counter() - begun, cost.memory(executable))
+
+
+def order(turn: int, count: int) -> list[int]:
+    """Who runs when in a round: rotated by one each round, and every other round backwards.
+
+    Without the reversal each contender would always follow the same one.
+    """
+    rotated = [(turn + place) % count for place in range(count)]
+    return rotated[::-1] if turn % 2 else rotated
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    *,
+    least: int,
+    until: float,
+    report: Callable[[int, int], None],
+    clock: Clock = time.perf_counter,
+) -> npt.NDArray[np.float64]:
+    """Times all contenders in rounds, after one run of each to warm up.
+
+    Args:
+      contenders: what to time.
+      least: rounds that are made in any case.
+      until: time of ``clock`` after which no further round should end.
+      report: told (rounds done, rounds expected in all) after every round.
+      clock: seconds.
+
+    Returns:
+      float64[rounds, contenders], milliseconds per step.
+
+    Raises:
+      ValueError: fewer than one round, or a loss that is not finite.
+    """
+    if least < 1:
+        raise ValueError(f"rounds is {least}: at least 1 is needed for a figure")
+    states = [one.state for one in contenders]
+    for i, one in enumerate(contenders):
+        states[i], _ = _timed(one, states[i], clock)
+    rounds: list[list[float]] = []
+    begun = clock()
+    longest = 0.0
+    while len(rounds) < least or clock() + longest < until:
+        start = clock()
+        row = [0.0] * len(contenders)
+        for i in order(len(rounds), len(contenders)):
+            states[i], row[i] = _timed(contenders[i], states[i], clock)
+        rounds.append(row)
+        longest = max(longest, clock() - start)
+        mean = (clock() - begun) / len(rounds)
+        more = max(0.0, until - clock()) / mean if mean > 0 else 0.0
+        report(len(rounds), max(least, len(rounds) + int(more)))
+    return np.array(rounds, np.float64)
+
+
+def _timed(one: Contender, state: PyTree, clock: Clock) -> tuple[PyTree, float]:
+    start = clock()
+    state, metrics = one.run(state, one.data)
+    jax.block_until_ready((state, metrics))
+    milliseconds = 1e3 * (clock() - start) / one.steps
+    if not np.all(np.isfinite(metrics["loss"])):
+        raise ValueError(
+            f"{one.name}: the loss became {np.asarray(metrics['loss'])}, and steps on NaN are not "
+            "training steps; lower --learning_rate"
+        )
+    return state, milliseconds
+
+
+def ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64]) -> Ratio:
+    """Median of paired ratios, with a percentile bootstrap interval (Efron 1979) over rounds.
+
+    Args:
+      numerator: float64[rounds], ms of one contender.
+      denominator: float64[rounds], ms of another in the same rounds.
+    """
+    paired = numerator / denominator
+    # A fixed seed: the same times give the same interval.
+    draws = np.random.default_rng(0).integers(len(paired), size=(RESAMPLES, len(paired)))
+    low, high = np.quantile(np.median(paired[draws], axis=1), (0.025, 0.975))
+    return Ratio(float(np.median(paired)), float(low), float(high))

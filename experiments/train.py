@@ -1,0 +1,190 @@
+r"""The main job: trains a compact network by dynamic channel execution, or one of its rivals.
+
+  python -m experiments.train
+      digits, bundled, under two minutes on a CPU
+  python -m experiments.train --config experiments/configs/cifar10_small.py \
+      --config.data_dir DIR --config.method scratch --config.seed 1
+      real CIFAR-10 from a TFDS data directory; any config field can be set this way
+
+Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scratch), subset (a fixed
+random subset of the full initialisation), random (random selection until the commit).
+Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from dce_jax import bandit, scores
+from experiments import blocks, config, data, journal, optimizers, report, result, session, setup
+from experiments.blocks import Exploring, Progress
+from experiments.display import progress
+from experiments.programs import Programs
+from experiments.records import read_result
+from experiments.session import TrainingError
+from experiments.setup import Run
+from experiments.summary import print_result
+
+INTERRUPTED = 130
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(Path(__file__).parent / "configs" / "digits.py"), "Config file of the run."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; default runs/<config>-<method>-seed<n>."
+)
+
+
+def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Runs, or goes on with, one training run.
+
+    Args:
+      settings: the config (`experiments.config.defaults` names every field).
+      workdir: where everything is written; one config a workdir.
+
+    Returns:
+      What `result.json` holds, or None if the run was interrupted and saved.
+
+    Raises:
+      ValueError: a config, data set or workdir that does not fit.
+      TrainingError: NaN loss, or a disk that cannot be written; nothing saved is lost.
+    """
+    config.check(settings)
+    session.open_workdir(workdir, settings)
+    if (workdir / result.RESULT).exists():
+        return read_result(workdir / result.RESULT)
+    images = data.load(settings.dataset, data_dir=settings.data_dir)
+    run, programs = setup.build(settings, images), Programs()
+    name = f"{settings.name} {settings.method} seed {settings.seed}"
+    with progress(name, run.steps) as display, session.interruptible() as asked:
+        state, done = session.resume(run, programs, workdir, display.say)
+        run = setup.starting_at(run, done)
+        while done < run.steps:
+            end = blocks.block_end(run, done)
+            state, line = timed_block(run, programs, state, done, end)
+            check_finite(line, workdir)
+            record(run, state, workdir, line)
+            display.update(line)
+            done = end
+            if done == run.commit_step < run.steps and isinstance(state, Exploring):
+                state = blocks.commit(run, state)
+            stop = asked() or done == settings.stop_after
+            if stop or session.due(run, done):
+                session.save(programs, state, workdir, done)
+            if stop and done < run.steps:
+                display.say(f"stopped after step {done}; the same command goes on from there")
+                return None
+    found = result.finish(run, programs, state, workdir)
+    report.write(workdir)
+    return found
+
+
+def timed_block(
+    run: Run, programs: Programs, state: Progress, done: int, end: int
+) -> tuple[Progress, dict[str, Any]]:
+    """One block of steps, waited for once, and its line of metrics."""
+    compiled, begun = len(programs.compiled), time.perf_counter()
+    phase = blocks.phase_at(run, done)
+    state, metrics = blocks.run_block(run, programs, state, done, end)
+    metrics = jax.device_get(metrics)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - begun
+    return state, {
+        "step": end,
+        "steps": end - done,
+        "phase": phase,
+        "loss": float(np.mean(metrics["loss"])),
+        "accuracy": float(np.mean(metrics["accuracy"])),
+        "learning_rate": float(optimizers.schedule(run.config, run.steps)(end - 1)),
+        "ms_per_step": 1e3 * seconds / (end - done),
+        "warm": len(programs.compiled) == compiled,
+        "explored": explored(state),
+        "bad_rewards": int(np.sum(metrics.get("bad_rewards", 0))),
+    }
+
+
+def check_finite(line: dict[str, Any], workdir: Path) -> None:
+    """Stops a run whose loss is not a number any more.
+
+    Raises:
+      TrainingError: with the steps and what is kept.
+    """
+    if not np.isfinite(line["loss"]):
+        first = line["step"] - line["steps"] + 1
+        raise TrainingError(
+            f"loss is {line['loss']} in steps {first} to {line['step']}: lower learning_rate (now "
+            f"{line['learning_rate']:.3g}) or lengthen warmup; {session.last_good(workdir)}"
+        )
+
+
+def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> None:
+    """Appends a block's metrics and, while exploring, what the bandit knows."""
+    with session.refusing_full_disk(workdir):
+        journal.append(workdir / session.METRICS, line)
+        if isinstance(state, Exploring):
+            lines = channel_line(run, state.dce.bandit, line["step"])
+            journal.append(workdir / session.CHANNELS, lines)
+
+
+def channel_line(run: Run, known: bandit.BanditState, step: int) -> dict[str, Any]:
+    """Plays, means and confidence radii of every contested group."""
+    # Random selection has no bound to show.
+    alpha = getattr(run.pieces.score, "keywords", {}).get("alpha", 0.0)
+    line: dict[str, Any] = {"step": step, "plays": {}, "means": {}, "radius": {}}
+    for group in known.plays:
+        arms = bandit.arms(known, group)
+        plays, radius = np.asarray(arms.plays_C), np.asarray(scores.radius(arms, alpha=alpha))
+        line["plays"][group] = plays.tolist()
+        line["means"][group] = np.asarray(arms.mean_C).tolist()
+        line["radius"][group] = [
+            float(r) if n > 0 else None for r, n in zip(radius, plays, strict=True)
+        ]
+    return line
+
+
+def explored(state: Progress) -> float | None:
+    """Share of the contested channels that have executed at least once."""
+    if not isinstance(state, Exploring) or not state.dce.bandit.plays:
+        return None
+    plays = np.concatenate([np.asarray(p) for p in state.dce.bandit.plays.values()])
+    return float(np.mean(plays > 0))
+
+
+def default_workdir(settings: ConfigDict) -> Path:
+    """``runs/<config>-<method>-seed<n>``."""
+    return Path("runs") / f"{settings.name}-{settings.method}-seed{settings.seed}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line: one run, its result printed."""
+    if len(argv) > 1:
+        print(f"unknown arguments {list(argv[1:])}: see --help", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every file it touches
+    settings = _CONFIG.value
+    if settings.deterministic:
+        flag = "--xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
+    try:
+        found = train(settings, workdir)
+    except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if found is None:
+        return INTERRUPTED
+    print_result(found)
+    print(f"\nreport: {workdir / 'report.html'}\ncompact model: {workdir / result.MODEL}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
