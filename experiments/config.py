@@ -45,7 +45,7 @@ def defaults() -> ConfigDict:
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
     config.signal = "norm_taylor"
-    config.epochs = 20
+    config.epochs = 20.0
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.batch_size = 32
     config.optimizer = "sgd"  # sgd | adamw | lion
