@@ -55,8 +55,8 @@ def defaults() -> ConfigDict:
     config.idle = "freeze"  # idle channels: freeze | catch_up (decoupled decay only)
     config.crop = 0  # pixels of random shift
     config.flip = False
-    config.block = 50  # steps between two log lines; rounded up to a multiple of select_every
-    config.checkpoint_blocks = 4  # blocks between two checkpoints
+    config.block = 20  # steps between two log lines; rounded up to a multiple of select_every
+    config.checkpoint_blocks = 10  # blocks between two checkpoints
     config.recalibration_examples = 1024
     config.scan = "auto"  # many steps per dispatch: auto (not on the CPU) | on | off
     config.deterministic = False  # on GPU: what XLA offers (xla_gpu_deterministic_ops)

@@ -92,6 +92,8 @@ def _identity(run: Run) -> dict[str, Any]:
     if allocation(settings) != "uniform" or settings.macs is not None:
         kept = macs(budget.compact) / macs(budget.full)
     requested = settings.keep if settings.macs is None else settings.macs
+    if allocation(settings) == "explicit":
+        requested = kept
     return {
         "method": settings.method,
         "network": settings.network,

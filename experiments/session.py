@@ -2,6 +2,7 @@
 
 import errno
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,9 @@ def refusing_full_disk(workdir: Path) -> Iterator[None]:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM ask for a stop at the end of the block; a second Ctrl-C does not wait."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
