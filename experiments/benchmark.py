@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dce_jax import networks
-from experiments import cost_plot, cost_rows, machine, timing, variants
+from experiments import bench, cost_plot, cost_rows, machine, output, timing, variants
 
 _EPILOG = """\
 How to read the table: "/ narrow" is the median over rounds of a step's time divided by the time
@@ -110,23 +110,16 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--steps_per_dispatch {arguments.steps_per_dispatch}: at least 1")
     if arguments.json is not None:
         for path in _outputs(arguments.json):
-            _check_writable(path)
+            output.check_writable(path)
 
 
 def _outputs(text: str) -> tuple[Path, Path]:
     path = Path(text).expanduser()
+    if path.is_dir():
+        raise ValueError(f"--json {path} is a directory: name a file in it")
     if path.suffix == ".png":
         raise ValueError(f"--json {path}: the picture takes this name; end the file in .json")
     return path, path.with_suffix(".png")
-
-
-def _check_writable(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    existed = path.exists()
-    with path.open("ab"):  # leaves the content of an earlier run as it is
-        pass
-    if not existed:
-        path.unlink()
 
 
 def measure(
@@ -141,7 +134,7 @@ def measure(
       console: for the progress bar.
     """
     dispatch = arguments.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20)
-    bench = variants.bench(
+    shared = bench.prepare(
         module,
         batch=arguments.batch,
         image_size=arguments.image_size,
@@ -157,7 +150,7 @@ def measure(
     with Progress(*columns, console=console) as progress:
         compiling = progress.add_task("compile", total=count)
         built = []
-        for variant in variants.build(bench, arguments.keep, arguments.select_every):
+        for variant in variants.build(shared, arguments.keep, arguments.select_every):
             built.append(variant)
             progress.advance(compiling)
         rounds = progress.add_task("measure", total=arguments.pairs)
@@ -179,8 +172,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     check(arguments)
     module = networks.build(arguments.network, num_classes=10)
     rows = measure(arguments, module, begun=begun, console=console)
+    device = machine.device()
     result = {
-        "device": machine.device(),
+        "device": device,
         "versions": machine.versions(),
         "command": shlex.join(["python", "-m", "experiments.benchmark", *words]),
         "signal": variants.SIGNAL,
@@ -190,9 +184,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     if arguments.json is not None:
         path, picture = _outputs(arguments.json)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        cost_plot.step_times(rows, device=result["device"]).savefig(picture, dpi=150)
+        cost_plot.step_times(rows, device=device).savefig(picture, dpi=150)
         console.print(f"figures: {path}\npicture: {picture}", highlight=False)
-    console.print(cost_rows.table(rows, device=result["device"]))
+    console.print(cost_rows.table(rows, device=device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,12 +35,10 @@ def step_times(rows: Sequence[Row], *, device: str) -> Figure:
     axes.plot(keeps, times, color=INK, linewidth=1.5, marker="o", label="narrow network: the limit")
     slabs = sorted({row["select_every"] for row in rows if row["variant"] == "slab"})
     kinds = [*(("slab", every) for every in slabs), ("committed", None), ("masked", None)]
-    # Points of one keep stand side by side, or their bars would hide each other.
-    gap = 0.02 * max(1.0 - keeps[0], 0.1)
     for i, (variant, every) in enumerate(kinds):
         name = variant if every is None else f"slab, a selection every {_steps(every)}"
         colour = _COLOURS.get(variant) or _SLAB_COLOURS[i % len(_SLAB_COLOURS)]
-        _bars(axes, _find(rows, variant, every), label=name, colour=colour, shift=gap * (i + 1))
+        _bars(axes, _find(rows, variant, every), label=name, colour=colour)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("keep: share of every group's channels that execute", color=INK)
     axes.set_ylabel("milliseconds per training step", color=INK)
@@ -59,11 +57,11 @@ def _steps(every: int) -> str:
     return "step" if every == 1 else f"{every} steps"
 
 
-def _bars(axes: Axes, rows: Sequence[Row], *, label: str, colour: str, shift: float) -> None:
+def _bars(axes: Axes, rows: Sequence[Row], *, label: str, colour: str) -> None:
     below = [row["ms_median"] - row["ms_min"] for row in rows]
     above = [row["ms_max"] - row["ms_median"] for row in rows]
     axes.errorbar(
-        [row["keep"] + shift for row in rows],
+        [row["keep"] for row in rows],
         [row["ms_median"] for row in rows],
         yerr=[below, above],
         label=label,
@@ -73,4 +71,5 @@ def _bars(axes: Axes, rows: Sequence[Row], *, label: str, colour: str, shift: fl
         linewidth=1,
         elinewidth=0.8,
         capsize=2,
+        alpha=0.8,
     )

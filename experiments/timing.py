@@ -4,6 +4,7 @@ Two numbers of one round were taken seconds apart; their ratio is free of what s
 machine down for minutes. The median over rounds and a bootstrap interval are of those ratios.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ from dce_jax.types import PyTree
 
 RESAMPLES = 2000
 """Bootstrap samples per interval."""
+
+SHORTEST = 0.25
+"""Seconds that one measurement lasts at least: short steps are repeated, or waking up the waiting
+host would be a visible part of some contenders' time and not of others'."""
 
 Clock = Callable[[], float]
 
@@ -96,15 +101,17 @@ def interleave(
     least: int,
     until: float,
     report: Callable[[int, int], None],
+    shortest: float = SHORTEST,
     clock: Clock = time.perf_counter,
 ) -> npt.NDArray[np.float64]:
-    """Times all contenders in rounds, after one run of each to warm up.
+    """Times all contenders in rounds, after one run of each to warm up and to fix repetitions.
 
     Args:
       contenders: what to time.
       least: rounds that are made in any case.
       until: time of ``clock`` after which no further round should end.
       report: told (rounds done, rounds expected in all) after every round.
+      shortest: seconds that one measurement lasts at least.
       clock: seconds.
 
     Returns:
@@ -116,35 +123,39 @@ def interleave(
     if least < 1:
         raise ValueError(f"rounds is {least}: at least 1 is needed for a figure")
     states = [one.state for one in contenders]
+    repeats = [1] * len(contenders)
     for i, one in enumerate(contenders):
-        states[i], _ = _timed(one, states[i], clock)
+        states[i], seconds = _timed(one, states[i], 1, clock)
+        repeats[i] = max(1, math.ceil(shortest / seconds)) if seconds > 0 else 1
     rounds: list[list[float]] = []
-    begun = clock()
-    longest = 0.0
+    begun, longest = clock(), 0.0
     while len(rounds) < least or clock() + longest < until:
         start = clock()
         row = [0.0] * len(contenders)
         for i in order(len(rounds), len(contenders)):
-            states[i], row[i] = _timed(contenders[i], states[i], clock)
+            one, times = contenders[i], repeats[i]
+            states[i], seconds = _timed(one, states[i], times, clock)
+            row[i] = 1e3 * seconds / (times * one.steps)
         rounds.append(row)
         longest = max(longest, clock() - start)
         mean = (clock() - begun) / len(rounds)
-        more = max(0.0, until - clock()) / mean if mean > 0 else 0.0
-        report(len(rounds), max(least, len(rounds) + int(more)))
+        more = int(max(0.0, until - clock()) / mean) if mean > 0 else 0
+        report(len(rounds), max(least, len(rounds) + more))
     return np.array(rounds, np.float64)
 
 
-def _timed(one: Contender, state: PyTree, clock: Clock) -> tuple[PyTree, float]:
+def _timed(one: Contender, state: PyTree, times: int, clock: Clock) -> tuple[PyTree, float]:
     start = clock()
-    state, metrics = one.run(state, one.data)
+    for _ in range(times):
+        state, metrics = one.run(state, one.data)
     jax.block_until_ready((state, metrics))
-    milliseconds = 1e3 * (clock() - start) / one.steps
+    seconds = clock() - start
     if not np.all(np.isfinite(metrics["loss"])):
         raise ValueError(
-            f"{one.name}: the loss became {np.asarray(metrics['loss'])}, and steps on NaN are not "
+            f"{one.name}: the loss became {np.asarray(metrics['loss'])}, and steps on NaN are no "
             "training steps; lower --learning_rate"
         )
-    return state, milliseconds
+    return state, seconds
 
 
 def ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64]) -> Ratio:

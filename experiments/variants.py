@@ -8,21 +8,18 @@
   masks, which the gradient passes through.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from dce_jax import cost, forward, saliency, scores, step
-from dce_jax.channels import AxisNames, ChannelMap
 from dce_jax.types import Array, LossFn, PyTree
+from experiments import masking
+from experiments.bench import Bench, initial
 from experiments.timing import Contender, Program, compiled
 
 SIGNAL = "norm_taylor"
@@ -30,24 +27,6 @@ SIGNAL = "norm_taylor"
 
 ALPHA = 0.1
 """Scale of the bandit's radius; it does not change what a step costs."""
-
-
-class Bench(NamedTuple):
-    """What all variants share.
-
-    Attributes:
-      module: the network at full width.
-      channels: its channel map.
-      tx: the optimizer.
-      data: {"image": float32[B, H, W, 3], "label": int32[B]} on the device.
-      dispatch: training steps per dispatch; 1 on the CPU (jax-ml/jax#12868).
-    """
-
-    module: nn.Module
-    channels: ChannelMap
-    tx: optax.GradientTransformation
-    data: dict[str, Array]
-    dispatch: int
 
 
 class Variant(NamedTuple):
@@ -73,51 +52,6 @@ class Variant(NamedTuple):
     contender: Contender
 
 
-def bench(
-    module: nn.Module, *, batch: int, image_size: int, learning_rate: float, dispatch: int
-) -> Bench:
-    """Puts random images on the device and builds what the variants share.
-
-    Args:
-      module: the network at full width, with 10 classes.
-      batch: B.
-      image_size: H = W.
-      learning_rate: of `optimizer`.
-      dispatch: training steps per dispatch.
-
-    Raises:
-      ValueError: the network refuses images of that size.
-    """
-    draw = np.random.default_rng(0)
-    images = draw.normal(size=(batch, image_size, image_size, 3)).astype(np.float32)
-    labels = draw.integers(10, size=batch).astype(np.int32)
-    data = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    # The named networks' maps are proved by the tests; here shapes suffice, and cost no seconds.
-    channels = maps.build(module, forward.shapes(module, data["image"]))
-    return Bench(module, channels, optimizer(learning_rate), data, dispatch)
-
-
-def optimizer(learning_rate: float) -> optax.GradientTransformation:
-    """SGD with momentum 0.9 and an L2 term of 5e-4, the optimizer of all cost figures."""
-    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
-
-
-def start(
-    module: nn.Module, tx: optax.GradientTransformation, key: Array, images: Array
-) -> step.LoopState:
-    """The state of a network before its first step; pure, for `jax.jit` and `jax.eval_shape`.
-
-    Args:
-      module: the network, at any width.
-      tx: the optimizer.
-      key: PRNG key.
-      images: float32[B, H, W, D]; one example is enough.
-    """
-    variables = nn.unbox(forward.initial(module, key, images))
-    params = variables.pop("params")
-    return step.start(params, variables, tx, key)
-
-
 def count(keeps: Sequence[float], select_every: Sequence[int]) -> int:
     """How many variants `build` yields."""
     return 1 + len(keeps) * (3 + len(select_every))
@@ -131,14 +65,14 @@ def build(bench: Bench, keeps: Sequence[float], select_every: Sequence[int]) -> 
       keeps: fractions in (0, 1].
       select_every: values of R.
     """
-    wide = _initial(bench, bench.module)
+    wide = initial(bench, bench.module)
     dense = forward.classification_loss(bench.module)
     yield _ordinary(bench, "dense", 1.0, dense, wide, bench.data)
     for keep in keeps:
         budget = budgets.from_fraction(bench.channels.full, keep)
         thin = maps.with_widths(bench.module, budget.compact)
         loss = forward.classification_loss(thin)
-        yield _ordinary(bench, "narrow", keep, loss, _initial(bench, thin), bench.data)
+        yield _ordinary(bench, "narrow", keep, loss, initial(bench, thin), bench.data)
         pieces = _pieces(bench, budget, loss, wide)
         state = step.start_dce(pieces, wide)
         cycle = cache(partial(_cycle, bench, pieces, state))  # one set of programs serves every R
@@ -146,56 +80,15 @@ def build(bench: Bench, keeps: Sequence[float], select_every: Sequence[int]) -> 
             yield _slab(bench, pieces, keep, every, state, cycle)
         slab = jax.jit(partial(step.commit, pieces))(state).loop
         yield _ordinary(bench, "committed", keep, loss, slab, bench.data)
-        data = {**bench.data, "masks": random_masks(budget)}
-        yield _ordinary(bench, "masked", keep, masked_loss(dense, bench.channels), wide, data)
+        data = {**bench.data, "masks": masking.random_masks(budget)}
+        yield _ordinary(
+            bench, "masked", keep, masking.masked_loss(dense, bench.channels), wide, data
+        )
 
 
-def random_masks(budget: budgets.Budget) -> dict[str, Array]:
-    """Group -> float32[C] with K ones in random places."""
-    draw = np.random.default_rng(1)
-    masks = {}
-    for group, width, chosen in budget.entries:
-        mask = np.zeros(width, np.float32)
-        mask[draw.permutation(width)[:chosen]] = 1.0
-        masks[group] = jnp.asarray(mask)
-    return masks
-
-
-def masked_loss(loss: LossFn, channels: ChannelMap) -> LossFn:
-    """The loss of a full-width network whose channels are masked, not cut.
-
-    Only kernels that read a channel are multiplied, which removes it at the least cost: no work is
-    put into its own kernel and norm, whose gradients become zero by themselves.
-
-    Args:
-      loss: of the full-width network.
-      channels: its channel map.
-
-    Returns:
-      A loss for batches that also hold ``masks``: group -> float32[C].
-    """
-
-    def masked(
-        params: PyTree, model_state: PyTree, gates: PyTree, batch: PyTree, key: Array
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        names = channels.names("params", params)
-        params = jax.tree.map(partial(_mask_inputs, batch["masks"]), params, names)
-        return loss(params, model_state, gates, batch, key)
-
-    return masked
-
-
-def _mask_inputs(masks: Mapping[str, Array], leaf: Array, names: AxisNames) -> Array:
-    for axis, groups in enumerate(names.axes[:-1]):
-        if groups:
-            mask = jnp.concatenate([masks[group] for group in groups])
-            leaf = leaf * mask.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)])
-    return leaf
-
-
-def _initial(bench: Bench, module: nn.Module) -> step.LoopState:
-    begin = jax.jit(partial(start, module, bench.tx))
-    return begin(jax.random.key(0), bench.data["image"][:2])
+def _own(state: PyTree) -> PyTree:
+    # Every contender gives up its buffers, so it must not share them.
+    return jax.device_put(state, may_alias=False)
 
 
 def _pieces(
@@ -224,8 +117,7 @@ def _ordinary(
     one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
     program = compiled(_many(one_step, bench.dispatch), loop, data)
     name = f"{variant} at keep {keep:g}"
-    own = jax.tree.map(jnp.copy, loop)  # every variant gives up its buffers
-    contender = Contender(name, program.call, own, data, bench.dispatch)
+    contender = Contender(name, program.call, _own(loop), data, bench.dispatch)
     return _variant(variant, keep, None, [program], contender)
 
 
@@ -238,15 +130,14 @@ def _slab(
     cycle: Callable[[int], list[Program]],
 ) -> Variant:
     name = f"slab at keep {keep:g}, select_every {every}"
-    own = jax.tree.map(jnp.copy, state)
     if every == 1:
         fused = compiled(_many(partial(step.fused, pieces), bench.dispatch), state, bench.data)
-        contender = Contender(name, fused.call, own, bench.data, bench.dispatch)
+        contender = Contender(name, fused.call, _own(state), bench.data, bench.dispatch)
         return _variant("slab", keep, every, [fused], contender)
     scan = 1 if bench.dispatch == 1 else every
     programs, cycles = cycle(scan), max(1, bench.dispatch // every)
-    run = partial(_select_and_train, programs, every // scan, cycles)
-    contender = Contender(name, run, own, bench.data, cycles * every)
+    run = partial(select_and_train, programs, every // scan, cycles)
+    contender = Contender(name, run, _own(state), bench.data, cycles * every)
     return _variant("slab", keep, every, programs, contender, waiting=_bytes(state))
 
 
@@ -259,9 +150,21 @@ def _cycle(bench: Bench, pieces: step.Pieces, state: step.DceState, scan: int) -
     ]
 
 
-def _select_and_train(
+def select_and_train(
     programs: Sequence[Program], calls: int, cycles: int, state: step.DceState, data: PyTree
 ) -> tuple[step.DceState, dict[str, Array]]:
+    """Trains in slab space: per cycle one selection and ``calls`` calls of the inner program.
+
+    Args:
+      programs: enter, inner (one step, or a scan of R) and leave.
+      calls: of the inner program per selection.
+      cycles: selections.
+      state: at full width; its buffers are given up.
+      data: the batch.
+
+    Returns:
+      The state after, and the metrics of the last call.
+    """
     enter, inner, leave = programs
     for _ in range(cycles):
         inside = enter.call(state)
@@ -280,15 +183,28 @@ def _variant(
     *,
     waiting: int = 0,
 ) -> Variant:
+    temporaries, peak = memory(programs, waiting=waiting)
     seconds = sum(program.seconds for program in programs)
+    return Variant(variant, keep, every, seconds, temporaries, peak, contender)
+
+
+def memory(programs: Sequence[Program], *, waiting: int = 0) -> tuple[int | None, int | None]:
+    """Temporaries of the largest program, and the most bytes held at once.
+
+    Args:
+      programs: one, or (enter, inner, leave).
+      waiting: bytes of the full state, which waits while inner runs and is an argument elsewhere.
+
+    Returns:
+      (bytes, bytes), or (None, None) where XLA keeps no account.
+    """
     memories = [program.memory for program in programs if program.memory is not None]
     if len(memories) < len(programs):
-        return Variant(variant, keep, every, seconds, None, None, contender)
+        return None, None
     peaks = [cost.peak_bytes(memory) for memory in memories]
     if waiting:
-        peaks[1] += waiting  # of (enter, inner, leave) only inner does not hold the full state
-    temporaries = max(memory.temporaries for memory in memories)
-    return Variant(variant, keep, every, seconds, temporaries, max(peaks), contender)
+        peaks[1] += waiting
+    return max(memory.temporaries for memory in memories), max(peaks)
 
 
 def _bytes(tree: PyTree) -> int:

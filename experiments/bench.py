@@ -1,0 +1,111 @@
+"""What all steps of the benchmark share: images, optimizer and states before the first step."""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from dce_jax import channels as maps
+from dce_jax import forward, step
+from dce_jax.channels import ChannelMap
+from dce_jax.types import Array
+
+
+class Bench(NamedTuple):
+    """What all variants share.
+
+    Attributes:
+      module: the network at full width.
+      channels: its channel map.
+      tx: the optimizer.
+      data: {"image": float32[B, H, W, 3], "label": int32[B]} on the device.
+      dispatch: training steps per dispatch; 1 on the CPU (jax-ml/jax#12868).
+    """
+
+    module: nn.Module
+    channels: ChannelMap
+    tx: optax.GradientTransformation
+    data: dict[str, Array]
+    dispatch: int
+
+
+def prepare(
+    module: nn.Module, *, batch: int, image_size: int, learning_rate: float, dispatch: int
+) -> Bench:
+    """Puts random images on the device and builds what the variants share.
+
+    Args:
+      module: the network at full width, with 10 classes.
+      batch: B.
+      image_size: H = W.
+      learning_rate: of `optimizer`.
+      dispatch: training steps per dispatch.
+
+    Raises:
+      ValueError: the network refuses images of that size.
+    """
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=(batch, image_size, image_size, 3)).astype(np.float32)
+    labels = draw.integers(10, size=batch).astype(np.int32)
+    data = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    # The named networks' maps are proved by the tests; here shapes suffice, and cost no seconds.
+    channels = maps.build(module, forward.shapes(module, data["image"]))
+    return Bench(module, channels, optimizer(learning_rate), data, dispatch)
+
+
+def optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """SGD with momentum 0.9 and an L2 term of 5e-4, the optimizer of all cost figures."""
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, momentum=0.9))
+
+
+def start(
+    module: nn.Module, tx: optax.GradientTransformation, key: Array, images: Array
+) -> step.LoopState:
+    """The state of a network before its first step; pure, for `jax.jit` and `jax.eval_shape`.
+
+    Args:
+      module: the network, at any width.
+      tx: the optimizer.
+      key: PRNG key.
+      images: float32[B, H, W, D]; one example is enough.
+    """
+    variables = nn.unbox(forward.initial(module, key, images))
+    params = variables.pop("params")
+    return step.start(params, variables, tx, key)
+
+
+def initial(bench: Bench, module: nn.Module) -> step.LoopState:
+    """The state of a network of the benchmark before its first step.
+
+    Args:
+      bench: what the variants share.
+      module: the network, at any width.
+    """
+    # Numbers from the host: compiling an initialiser's draws takes seconds, and what a step costs
+    # does not depend on them.
+    begin = partial(start, module, bench.tx)
+    shapes = jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
+    draw = np.random.default_rng(1)
+    return jax.device_put(
+        step.LoopState(
+            params=jax.tree.map(partial(_weights, draw), shapes.params),
+            model_state=jax.tree.map(
+                lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.model_state
+            ),
+            opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
+            key=jax.random.key(0),
+            step=jnp.zeros((), jnp.int32),
+        )
+    )
+
+
+def _weights(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> npt.NDArray[np.floating]:
+    if len(leaf.shape) < 2:
+        return np.ones(leaf.shape, leaf.dtype)
+    scale = np.sqrt(2.0 / np.prod(leaf.shape[:-1]))
+    return (scale * draw.normal(size=leaf.shape)).astype(leaf.dtype)

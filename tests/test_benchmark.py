@@ -1,0 +1,293 @@
+"""The benchmark: its rows, its way of timing, the masked rival, and what it refuses."""
+
+import json
+from functools import partial
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from dce_jax import budget, cost, forward, networks, slab
+from dce_jax import channels as maps
+from experiments import bench, benchmark, cost_plot, cost_rows, masking, records, timing, variants
+
+SMALL = ["--network", "tiny", "--batch", "8", "--image_size", "16"]
+
+
+def tiny(**_) -> networks.VGG:
+    return networks.VGG(depths=(1, 1), widths=FrozenDict(conv0=4, conv1=6), num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "new" / "costs.json"
+    words = [*SMALL, "--select_every", "1,3", "--pairs", "2", "--seconds", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.NETWORKS, "tiny", tiny)
+        assert benchmark.main([*words, "--json", str(path)]) == 0
+    return path
+
+
+def test_file_has_the_keys_and_rows_of_the_contract(written):
+    result = json.loads(written.read_text())
+    assert {"device", "versions", "rows", "command", "signal", "seconds"} == result.keys()
+    assert list(result["versions"]) == ["python", "jax", "jaxlib", "flax", "optax", "numpy"]
+    assert result["versions"]["jax"] == jax.__version__
+    assert "cpu" in result["device"] and "--network tiny" in result["command"]
+    assert records.gather([written]).benchmarks == (result,)
+    rows = result["rows"]
+    kinds = [(row["variant"], row["keep"], row["select_every"]) for row in rows]
+    assert kinds == [
+        *(("dense", 1.0, None), ("narrow", 0.5, None), ("slab", 0.5, 1), ("slab", 0.5, 3)),
+        *(("committed", 0.5, None), ("masked", 0.5, None)),
+    ]
+    assert {(row["network"], row["batch"], row["rounds"]) for row in rows} == {("tiny", 8, 2)}
+    assert written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_fit_the_times(written):
+    dense, narrow, *others = json.loads(written.read_text())["rows"]
+    for name, base in (("dense", dense), ("narrow", narrow)):
+        keys = [f"vs_{name}", f"vs_{name}_low", f"vs_{name}_high"]
+        assert [base[key] for key in keys] == [1.0, 1.0, 1.0]
+        for row in (dense, narrow, *others):
+            assert 0 < row["ms_min"] <= row["ms_median"] <= row["ms_max"]
+            assert row[keys[1]] <= row[keys[0]] <= row[keys[2]]
+            assert row[keys[1]] >= row["ms_min"] / base["ms_max"] * (1 - 1e-9)
+            assert row[keys[2]] <= row["ms_max"] / base["ms_min"] * (1 + 1e-9)
+
+
+def test_memory_is_that_of_the_programs(written):
+    dense, narrow, *slabs, committed, masked = json.loads(written.read_text())["rows"]
+    assert narrow["temp_bytes"] == committed["temp_bytes"] < dense["temp_bytes"]
+    assert narrow["peak_bytes"] == committed["peak_bytes"] < dense["peak_bytes"]
+    assert dense["temp_bytes"] <= masked["temp_bytes"]
+    # A slab's step is the narrow network's, and the full state waits besides.
+    assert all(narrow["peak_bytes"] < slab["peak_bytes"] < dense["peak_bytes"] for slab in slabs)
+    assert all(row["compile_s"] > 0 for row in (dense, narrow, *slabs, committed, masked))
+
+
+def test_the_full_state_waits_while_inner_steps_run():
+    def program(temporaries):
+        memory = cost.Memory(100, 20, temporaries, 10)  # 110 besides the temporaries
+        return timing.Program(len, 0.0, memory)
+
+    cycle = [program(5), program(50), program(7)]
+    assert variants.memory(cycle) == (50, 160)
+    assert variants.memory(cycle, waiting=1000) == (50, 1160)
+    assert variants.memory([*cycle[:2], timing.Program(len, 0.0, None)]) == (None, None)
+
+
+def fake(name, seconds, clock, log, *, steps=1, loss=0.5):
+    def run(state, data):
+        clock[0] += seconds
+        log.append(name)
+        return state + data, {"loss": np.float32(loss)}
+
+    return timing.Contender(name, run, 0, 1, steps)
+
+
+def interleave(contenders, clock, **options):
+    given = {"least": 3, "until": 0.0, "report": lambda *_: None, "shortest": 0.0} | options
+    return timing.interleave(contenders, clock=lambda: clock[0], **given)
+
+
+def test_interleave_runs_each_once_a_round_and_divides_by_steps():
+    clock, log = [0.0], []
+    pair = [fake("a", 0.5, clock, log), fake("b", 2.0, clock, log, steps=4)]
+    times_RV = interleave(pair, clock)
+    np.testing.assert_allclose(times_RV, [[500.0, 500.0]] * 3)
+    assert log == ["a", "b", "a", "b", "a", "b", "a", "b"]  # warm-up; 0 1; 1 0 backwards; 0 1
+
+
+def test_interleave_repeats_short_runs():
+    clock, log = [0.0], []
+    pair = [fake("a", 0.125, clock, log), fake("b", 2.0, clock, log)]
+    times_RV = interleave(pair, clock, least=1, shortest=0.5)
+    np.testing.assert_allclose(times_RV, [[125.0, 2000.0]])
+    assert log == ["a", "b", *"aaaa", "b"]
+
+
+def test_interleave_goes_on_while_rounds_fit():
+    clock, log, told = [0.0], [], []
+    interleave(
+        [fake("a", 1.0, clock, log)],
+        clock,
+        least=1,
+        until=5.5,
+        report=lambda *counts: told.append(counts),
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # the warm-up took the first second
+
+
+def test_interleave_refuses_no_rounds_and_nan():
+    clock = [0.0]
+    with pytest.raises(ValueError, match="rounds is 0: at least 1"):
+        interleave([fake("a", 1.0, clock, [])], clock, least=0)
+    with pytest.raises(ValueError, match=r"slab at keep 0.5: the loss became nan.*learning_rate"):
+        interleave([fake("slab at keep 0.5", 1.0, clock, [], loss=np.nan)], clock)
+
+
+def test_order_gives_everyone_every_place_and_other_neighbours():
+    turns = [timing.order(turn, 3) for turn in range(6)]
+    assert all(sorted(turn) == [0, 1, 2] for turn in turns)
+    assert all({turn[place] for turn in turns} == {0, 1, 2} for place in range(3))
+    before_1 = {turn[turn.index(1) - 1] for turn in turns if turn[0] != 1}
+    assert before_1 == {0, 2}
+
+
+def test_ratio_is_paired():
+    narrow = np.array([1.0, 10.0, 100.0])  # a machine that slows down a hundredfold
+    found = timing.ratio(1.5 * narrow, narrow)
+    assert found == timing.Ratio(1.5, 1.5, 1.5)
+    noisy = timing.ratio(np.array([1.0, 2.0, 3.0, 4.0, 9.0]), np.ones(5))
+    assert noisy.median == 3.0 and 1.0 <= noisy.low < 3.0 < noisy.high <= 9.0
+
+
+def test_many_steps_per_dispatch_take_the_steps_they_say():
+    shared = bench.prepare(tiny(), batch=4, image_size=8, learning_rate=0.01, dispatch=4)
+    built = list(islice(variants.build(shared, [0.5], [1, 2]), 4))
+    assert [one.select_every for one in built] == [None, None, 1, 2]
+    for one in built:
+        state, metrics = one.contender.run(one.contender.state, one.contender.data)
+        assert int(getattr(state, "loop", state).step) == one.contender.steps == 4
+        assert np.all(np.isfinite(metrics["loss"]))
+        if one.select_every:
+            assert int(state.bandit.selections) == 4 // one.select_every
+
+
+def test_a_cycle_enters_once_trains_and_leaves():
+    log = []
+
+    def program(name, value):
+        def call(*args):
+            log.append((name, args))
+            return value
+
+        return timing.Program(call, 0.0, None)
+
+    programs = [program("enter", "in"), program("inner", ("in", {})), program("leave", ("out", 0))]
+    state, _ = variants.select_and_train(programs, 3, 2, "start", "data")
+    inner = [("inner", ("in", "data"))] * 3
+    first = [("enter", ("start",)), *inner, ("leave", ("start", "in"))]
+    assert state == "out"
+    assert log == [*first, ("enter", ("out",)), *inner, ("leave", ("out", "in"))]
+
+
+def test_count_is_what_build_yields(written):
+    assert len(json.loads(written.read_text())["rows"]) == variants.count([0.5], [1, 3]) == 6
+
+
+def test_masked_loss_is_the_narrow_networks_loss():
+    shared = bench.prepare(tiny(), batch=4, image_size=8, learning_rate=0.01, dispatch=1)
+    loop, channels = bench.initial(shared, shared.module), shared.channels
+    half = budget.from_fraction(channels.full, 0.5)
+    masks = masking.random_masks(half)
+    assert {group: int(mask.sum()) for group, mask in masks.items()} == half.compact
+    key = jax.random.key(0)
+    dense = forward.classification_loss(shared.module)
+    masked = jax.jit(jax.value_and_grad(masking.masked_loss(dense, channels), has_aux=True))
+
+    def at(masks):
+        return masked(loop.params, loop.model_state, {}, {**shared.data, "masks": masks}, key)
+
+    (loss, _), grads = at(masks)
+    selection = {g: jnp.flatnonzero(mask).astype(jnp.int32) for g, mask in masks.items()}
+    pick = partial(slab.gather, selection=selection, full=channels.full)
+    cut = pick(loop.params, channels.names("params", loop.params))
+    stats = loop.model_state["batch_stats"]
+    state = {"batch_stats": pick(stats, channels.names("batch_stats", stats))}
+    narrow = jax.jit(forward.classification_loss(maps.with_widths(shared.module, half.compact)))
+    np.testing.assert_allclose(loss, narrow(cut, state, {}, shared.data, key)[0], rtol=1e-5)
+    idle = np.asarray(masks["conv0"]) == 0
+    assert not np.any(np.asarray(grads["conv0"]["kernel"])[..., idle])
+    assert not np.any(np.asarray(grads["conv1"]["kernel"])[:, :, idle])
+    assert np.any(np.asarray(grads["conv1"]["kernel"])[:, :, ~idle])
+    whole = jax.jit(dense)(loop.params, loop.model_state, {}, shared.data, key)[0]
+    ones = masking.random_masks(budget.full(channels.full))
+    np.testing.assert_allclose(at(ones)[0][0], whole, rtol=1e-6)
+    assert abs(loss - whole) > 1e-3
+
+
+def variant(name, keep, every=None):
+    return variants.Variant(name, keep, every, 1.0, None, None, None)
+
+
+def several_keeps():
+    built = [variant("dense", 1.0)]
+    for keep in (0.25, 0.5):
+        built += [variant("narrow", keep), variant("slab", keep, 1), variant("slab", keep, 10)]
+        built += [variant("committed", keep), variant("masked", keep)]
+    times_RV = np.array([[9.0, 2.0, 3.0, 2.5, 2.0, 9.5, 4.0, 6.0, 5.0, 4.0, 9.5]] * 2)
+    return cost_rows.rows(built, times_RV, network="net", batch=4)
+
+
+def test_rows_compare_with_the_narrow_network_of_the_same_keep():
+    rows = several_keeps()
+    slabs = [(r["keep"], r["vs_narrow"]) for r in rows if r["select_every"] == 1]
+    assert slabs == [(0.25, 1.5), (0.5, 1.5)]
+    assert rows[0]["vs_narrow"] is None and rows[0]["vs_narrow_high"] is None
+    only = cost_rows.rows(
+        [variant("dense", 1.0), variant("narrow", 0.5)],
+        np.array([[9.0, 3.0]]),
+        network="net",
+        batch=4,
+    )
+    assert only[0]["vs_narrow"] == 3.0 and only[1]["vs_dense"] == pytest.approx(1 / 3)
+    assert cost_rows.table(rows, device="cpu").row_count == len(rows)
+
+
+def test_picture_draws_the_limit_up_to_dense():
+    figure = cost_plot.step_times(several_keeps(), device="cpu")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    limit = lines["narrow network: the limit"]
+    np.testing.assert_array_equal(limit.get_xydata(), [[0.25, 2.0], [0.5, 4.0], [1.0, 9.0]])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[2:] == [
+        *("slab, a selection every step", "slab, a selection every 10 steps"),
+        *("committed", "masked"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--network", "vgg61"], "unknown network 'vgg61'; did you mean 'vgg1"),
+        (["--keep", "0.5,0"], "--keep 0: a share of channels is above 0"),
+        (["--keep", "1.5"], "--keep 1.5"),
+        (["--keep", "nan"], "--keep nan"),
+        (["--pairs", "0"], "--pairs 0: it must be at least 1"),
+        (["--batch", "0"], "--batch 0: it must be at least 1"),
+        (["--select_every", "10,0"], "--select_every 0: it must be at least 1"),
+        (["--steps_per_dispatch", "0"], "--steps_per_dispatch 0"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0"),
+        (["--image_size", "4"], "pooled to nothing"),
+        (["--json", "costs.png"], "end the file in .json"),
+        (["--json", "."], "is a directory"),
+        (["--json", "file/costs.json"], "file"),
+        (["--json", "taken.json"], "taken.png"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_compiled(
+    words, message, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.png").mkdir()
+    monkeypatch.setattr(variants, "build", lambda *_: pytest.fail("compiled"))
+    assert benchmark.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "costs.json").exists()
+
+
+def test_a_word_that_is_no_number_and_help(capsys):
+    for words, code, text in ((["--keep", "half"], 2, "not a list"), (["--help"], 0, "limit")):
+        with pytest.raises(SystemExit) as stop:
+            benchmark.main(words)
+        assert stop.value.code == code
+        printed = capsys.readouterr()
+        assert text in printed.out + printed.err
