@@ -190,9 +190,10 @@ def optimizer_names(tx: optax.GradientTransformation, params: PyTree, names: PyT
             is_leaf=_is_masked,
         )
     except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             "this optimizer's state does not mirror the parameters, so its moments cannot travel "
-            f"with the channels: {error}. Use SGD, Adam, AdamW, Lion or another optimizer whose "
+            f"with the channels: {reason}. Use SGD, Adam, AdamW, Lion or another optimizer whose "
             "state has its parameters' shapes"
         ) from error
     for path, moment in jax.tree_util.tree_leaves_with_path(paired):

@@ -26,6 +26,8 @@ from dce_jax.types import Array, PyTree, Selection
 
 WEIGHTS, STRUCTURE, FORMAT = "weights.safetensors", "structure.json", 1
 
+_NOT_PLAIN = object()
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -90,12 +92,10 @@ def recalibrate(module: nn.Module, variables: PyTree, batches: Iterable[Array]) 
     if "batch_stats" not in variables:
         return variables
     params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    zeros = jax.tree.map(jnp.zeros_like, state["batch_stats"])
-    ones = jax.tree.map(jnp.ones_like, state["batch_stats"])
     moments = jax.jit(_batch_moments, static_argnums=0)
     total, count = None, 0
     for x in batches:
-        found = moments(module, params, state, zeros, ones, x)
+        found = moments(module, params, state, x)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         count += 1
     if total is None:
@@ -103,16 +103,18 @@ def recalibrate(module: nn.Module, variables: PyTree, batches: Iterable[Array]) 
     return {**variables, "batch_stats": _pooled(jax.tree.map(lambda t: t / count, total))}
 
 
-def _batch_moments(
-    module: nn.Module, params: PyTree, state: PyTree, zeros: PyTree, ones: PyTree, x: Array
-) -> PyTree:
-    # Statistics move as m old + (1 - m) new: two different olds give both m and the new ones.
+def _batch_moments(module: nn.Module, params: PyTree, state: PyTree, x: Array) -> PyTree:
+    # Statistics move as m old + (1 - m) new: two different olds give both m and the new ones. The
+    # second old is large beside the new ones, so that m survives the subtraction in float32.
     def after(old: PyTree) -> PyTree:
         return forward.apply(
             module, params, {**state, "batch_stats": old}, x, train=True, key=jax.random.key(0)
         )[1]["batch_stats"]
 
-    new = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), after(zeros), after(ones))
+    low = after(jax.tree.map(jnp.zeros_like, state["batch_stats"]))
+    large = jax.tree.map(lambda a: 1024.0 * (1.0 + jnp.abs(a)), low)
+    high = after(large)
+    new = jax.tree.map(lambda a, b, old: a / (1.0 - (b - a) / old), low, high, large)
     return _with_squares(new)
 
 
@@ -141,13 +143,15 @@ def save(directory: Path | str, module: nn.Module, model: Compact) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arrays = {
-        "/".join(path): np.ascontiguousarray(value)
+        "/".join(path): np.asarray(value, order="C")  # np.ascontiguousarray adds an axis to scalars
         for path, value in flatten_dict(jax.device_get(model.variables)).items()
     }
+    plain, needed = _attributes(module)
     structure = {
         "format": FORMAT,
         "network": type(module).__name__,
-        "attributes": _plain_attributes(module),
+        "attributes": plain,
+        "needed": needed,
         "widths": model.budget.compact,
         "full_widths": model.budget.full,
         "channels": {group: chosen.tolist() for group, chosen in model.selection.items()},
@@ -166,20 +170,27 @@ def load(
     Args:
       directory: what `save` wrote.
       network: the class of the saved network.
-      attributes: constructor arguments that are not plain data (activations), or overrides.
+      attributes: constructor arguments that are not plain data (activations; needed where they
+        are not the class's default), or overrides.
 
     Returns:
       The network at compact widths, and the model.
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: another class, another format, or damaged weights.
+      ValueError: another class, another format, a needed attribute missing, or damaged weights.
     """
     directory = Path(directory)
     structure = _read_structure(directory / STRUCTURE)
     if structure["network"] != network.__name__:
         raise ValueError(
             f"{directory} holds a {structure['network']}, not a {network.__name__}: pass that class"
+        )
+    missing = [name for name in structure["needed"] if name not in attributes]
+    if missing:
+        raise ValueError(
+            f"attributes {missing} of the saved {network.__name__} are no plain data and were not "
+            "stored: pass them to load"
         )
     arrays = _read_weights(directory / WEIGHTS, structure["leaves"])
     variables = unflatten_dict({tuple(name.split("/")): v for name, v in arrays.items()})
@@ -206,10 +217,9 @@ def _read_structure(path: Path) -> dict[str, Any]:
         structure = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): extract the model again") from error
-    if structure.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {structure.get('format')}, this version reads {FORMAT}"
-        )
+    found = structure.get("format") if isinstance(structure, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}, this version reads {FORMAT}")
     return structure
 
 
@@ -226,29 +236,33 @@ def _read_weights(path: Path, leaves: dict[str, list[int]]) -> dict[str, np.ndar
     return arrays
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    plain = {}
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], list[str]]:
+    """Plain attributes, and the names of those that are neither plain data nor the default."""
+    plain, needed = {}, []
     for field in fields(module):
-        value = getattr(module, field.name, None)
         if field.name in ("parent", "name", "widths") or not field.init:
             continue
+        value = getattr(module, field.name, None)
         encoded = _to_plain(value)
-        if encoded is not None:
+        if encoded is not _NOT_PLAIN:
             plain[field.name] = encoded
-    return plain
+        elif value is not field.default:
+            needed.append(field.name)
+    return plain, needed
 
 
 def _to_plain(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, tuple) and all(_to_plain(v) is not None for v in value):
-        return [_to_plain(v) for v in value]
+    if isinstance(value, tuple):
+        encoded = [_to_plain(v) for v in value]
+        return _NOT_PLAIN if any(v is _NOT_PLAIN for v in encoded) else encoded
     if isinstance(value, (type, np.dtype)):
         try:
             return {"dtype": jnp.dtype(value).name}
         except TypeError:
-            return None
-    return None
+            return _NOT_PLAIN
+    return _NOT_PLAIN
 
 
 def _from_plain(value: Any) -> Any:

@@ -98,8 +98,10 @@ def _cuts(name: AxisNames, selection: Selection, full: Widths) -> list[tuple[int
 def _gather(leaf: Array, name: AxisNames, selection: Selection, full: Widths) -> Array:
     # The last axis first: its entries lie side by side, so the pass over the whole leaf is cheap.
     for axis, chosen in reversed(_cuts(name, selection, full)):
-        leaf = leaf.at[(*(slice(None),) * axis, chosen)].get(
-            indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+        leaf = (
+            jnp.asarray(leaf)
+            .at[(*(slice(None),) * axis, chosen)]
+            .get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
         )
     return leaf
 

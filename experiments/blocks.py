@@ -101,12 +101,12 @@ def run_block(
       The state, and metrics of every step, stacked on the device.
     """
     if isinstance(state, Settled):
-        one = partial(step.plain, run.tx, run.loss, run.source.batch_fn)
-        loop, metrics = _repeat(run, programs, "plain", one, state.loop, done, end)
+        plain = partial(step.plain, run.tx, run.loss, run.source.batch_fn)
+        loop, metrics = _repeat(run, programs, "plain", plain, state.loop, done, end)
         return state._replace(loop=loop), metrics
     if run.config.select_every == 1:
-        one = partial(step.fused, run.pieces)
-        dce, metrics = _repeat(run, programs, "fused", one, state.dce, done, end)
+        fused = partial(step.fused, run.pieces)
+        dce, metrics = _repeat(run, programs, "fused", fused, state.dce, done, end)
         return Exploring(dce), metrics
     return _windows(run, programs, state, done, end)
 

@@ -1,6 +1,8 @@
 """Checkpoints through Orbax, with a checksum: a damaged one is passed over for the one before."""
 
 import json
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -36,7 +38,7 @@ def save(directory: Path, step: int, state: PyTree, meta: dict[str, Any]) -> Non
     _record(directory, step).unlink(missing_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     leaves = _leaves(state)
-    ocp.save(target.absolute(), leaves)
+    _write(target, leaves)
     record = {"step": step, "checksum": _checksum(leaves), **meta}
     journal.write(_record(directory, step), record)
     for old in steps(directory)[:-KEPT]:
@@ -80,6 +82,18 @@ def restore(
 def steps(directory: Path) -> list[int]:
     """Steps of all checkpoints that were written to the end, in order."""
     return sorted(int(p.stem) for p in directory.glob("*.json") if p.stem.isdigit())
+
+
+def _write(target: Path, leaves: dict[str, np.ndarray]) -> None:
+    try:
+        ocp.save(target.absolute(), leaves)
+    except ValueError as error:
+        # TensorStore hides what the operating system refused in a ValueError's text.
+        refused = re.search(r"os_error_code='(\d+)'", str(error))
+        if refused is None:
+            raise
+        code = int(refused[1])
+        raise OSError(code, os.strerror(code), str(target)) from error
 
 
 def _record(directory: Path, step: int) -> Path:

@@ -75,6 +75,9 @@ def check(config: ConfigDict) -> None:
     _one_of("signal", config.signal, SIGNALS)
     _one_of("dtype", config.dtype, ("float32", "bfloat16"))
     _one_of("scan", config.scan, ("auto", "on", "off"))
+    for field, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field} is {value}: it must be finite")
     for field in ("batch_size", "select_every", "block", "checkpoint_blocks"):
         _at_least(field, config[field], 1)
     _at_least("recalibration_examples", config.recalibration_examples, 1)
@@ -89,9 +92,9 @@ def check(config: ConfigDict) -> None:
     for field in ("commit", "warmup"):
         if not 0.0 <= config[field] <= 1.0:
             raise ValueError(f"{field} is {config[field]}: it is a share of the steps, 0 to 1")
-    for field in ("learning_rate", "weight_decay", "alpha", "width"):
-        if not (math.isfinite(config[field]) and config[field] >= 0):
-            raise ValueError(f"{field} is {config[field]}: it must be finite and not negative")
+    for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width"):
+        if config[field] is not None and config[field] < 0:
+            raise ValueError(f"{field} is {config[field]}: it must not be negative")
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -140,15 +143,18 @@ def read(path: Path) -> dict[str, Any]:
       ValueError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        stored = json.loads(path.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds {type(stored).__name__}, not an object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): choose another --workdir") from error
+    return stored
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown {field} {value!r}{hint} One of {', '.join(known)}")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dce_jax import forward
 from dce_jax.types import Array, PyTree
 from experiments.dataset import DataSet, Split
-from experiments.pipeline import eval_batches, normalise
+from experiments.pipeline import Augment, augment_batch, eval_batches, normalise
 
 BATCH = 256
 
@@ -29,18 +29,26 @@ def accuracy(module: nn.Module, variables: PyTree, data: DataSet) -> float:
     return float(jnp.sum(jnp.stack(right))) / len(data.test.labels)
 
 
-def recalibration_inputs(data: DataSet, *, examples: int, batch_size: int) -> Iterator[Array]:
-    """The first training images, normalised, not augmented, in full batches only.
+def recalibration_inputs(
+    data: DataSet, *, augment: Augment, examples: int, batch_size: int
+) -> Iterator[Array]:
+    """The first training images, augmented as in training, in full batches only.
+
+    Augmented, because the weights have adapted to the statistics of what they were trained on:
+    statistics of plain images cost a CIFAR-10 network 2 points of test accuracy (measured: 82.1 %
+    against 84.1 %, crops of 4 pixels padded with black).
 
     Args:
       data: the data set.
+      augment: the training run's crop and flip.
       examples: how many; rounded down to whole batches, at least one batch.
       batch_size: B.
     """
     whole = max(1, min(examples, len(data.train.labels)) // batch_size) * batch_size
     split = Split(data.train.images[:whole], data.train.labels[:whole])
-    for batch in eval_batches(split, batch_size):
-        yield normalise(batch["image"], data.mean, data.std)
+    for index, batch in enumerate(eval_batches(split, batch_size)):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        yield normalise(augment_batch(key, batch["image"], augment), data.mean, data.std)
 
 
 def _count_right(
@@ -54,4 +62,4 @@ def _count_right(
     images = normalise(batch["image"], mean, std)
     logits, _ = forward.apply(module, variables["params"], state, images, train=False)
     right = jnp.argmax(logits, axis=-1) == batch["label"]
-    return jnp.sum(right * batch["weight"])
+    return jnp.sum(jnp.where(right, batch["weight"], 0.0))

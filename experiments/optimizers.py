@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -20,12 +21,14 @@ def schedule(config: ConfigDict, steps: int) -> Callable[[int], Array]:
       config: ``learning_rate`` (peak) and ``warmup`` (share of the steps).
       steps: length of the run.
     """
-    return optax.warmup_cosine_decay_schedule(
+    curve = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
         warmup_steps=max(1, round(config.warmup * steps)),
         decay_steps=max(2, steps),
     )
+    # optax mixes the count with floats, which strict type promotion refuses.
+    return lambda count: curve(jnp.asarray(count, jnp.float32))
 
 
 def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
@@ -48,7 +51,7 @@ def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     if config.optimizer == "lion":
         return optax.lion(rate, weight_decay=decay, mask=kernels)
     near = difflib.get_close_matches(config.optimizer, NAMES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown optimizer {config.optimizer!r}{hint} One of {NAMES}")
 
 

@@ -18,7 +18,7 @@ from experiments import blocks, config, evaluate, journal
 from experiments.blocks import Exploring, Progress
 from experiments.programs import Programs
 from experiments.records import read_lines
-from experiments.setup import Run, allocation, forward_macs, macs_of
+from experiments.setup import Run, allocation, augmentation, forward_macs, macs_of
 
 MODEL, RESULT, LAYERS = "compact", "result.json", "layers.json"
 _STEADY = 20  # steps that a timed block must have
@@ -41,7 +41,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     trained = run.module if run.config.method == "dense" else run.thin
     raw = _collections(state.loop)
     final = _recalibrated(run, trained, raw)
-    selection = compact.whole_selection(run.budget, state.selection)
+    selection = _selection(run, state)
     compact.save(workdir / MODEL, trained, compact.Compact(final, run.budget, selection))
     compact.save(workdir / f"{MODEL}_raw", trained, compact.Compact(raw, run.budget, selection))
     result = {
@@ -79,10 +79,18 @@ def _collections(loop: step.LoopState) -> PyTree:
 def _recalibrated(run: Run, module: Any, variables: PyTree) -> PyTree:
     inputs = evaluate.recalibration_inputs(
         run.data,
+        augment=augmentation(run.config),
         examples=run.config.recalibration_examples,
         batch_size=run.config.batch_size,
     )
     return compact.recalibrate(module, variables, inputs)
+
+
+def _selection(run: Run, state: blocks.Settled) -> dict[str, np.ndarray]:
+    if run.config.method == "scratch":
+        # Cut out of nothing: its channels are its own.
+        return {g: np.arange(k, dtype=np.int32) for g, k in run.budget.compact.items()}
+    return compact.whole_selection(run.budget, state.selection)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _costs(run: Run) -> dict[str, Any]:
 
 def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
     lines = read_lines(workdir / "metrics.jsonl")
-    steady = [line for line in lines if line["steps"] >= _STEADY and line["warm"]]
+    steady = [line for line in lines if line["steps"] >= _STEADY and line.get("compile_s") == 0.0]
     explore = [x["ms_per_step"] for x in steady if x["phase"] == blocks.EXPLORE]
     plain = [x["ms_per_step"] for x in steady if x["phase"] != blocks.EXPLORE]
     peaks = [facts.peak_bytes for facts in programs.facts.values() if facts.peak_bytes is not None]
@@ -147,7 +155,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _layers(run: Run, selection: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     wide, thin = (_per_module(m, run) for m in (run.module, run.thin))
-    found = []
+    scratch, found = run.config.method == "scratch", []
     for group, paths in maps.producers(run.channels).items():
         names = ["/".join(path[:-1]) for path in paths]
         chosen = selection[group]
@@ -159,7 +167,7 @@ def _layers(run: Run, selection: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                 "budget": kept,
                 **{f"{k}_full": sum(wide[n][k] for n in names) for k in ("macs", "params")},
                 **{f"{k}_compact": sum(thin[n][k] for n in names) for k in ("macs", "params")},
-                "chosen": chosen.tolist() if kept < full else None,
+                "chosen": chosen.tolist() if kept < full and not scratch else None,
             }
         )
     return found

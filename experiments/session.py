@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
 
 from experiments import blocks, checkpoint, config, journal
 from experiments.blocks import Progress
@@ -24,7 +25,7 @@ class TrainingError(Exception):
 
 
 def open_workdir(workdir: Path, settings: ConfigDict) -> None:
-    """Makes a workdir, or checks that it belongs to this config.
+    """Makes a workdir, or checks that what was begun there belongs to this config.
 
     Raises:
       ValueError: it cannot be written, or another config made it (the difference is shown).
@@ -32,7 +33,9 @@ def open_workdir(workdir: Path, settings: ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         stored = workdir / CONFIG
-        if not stored.exists():
+        # A run that failed before its first block leaves nothing to protect but its config.
+        begun = any((workdir / name).exists() for name in (METRICS, CHECKPOINTS))
+        if not stored.exists() or not begun:
             journal.write(stored, config.plain(settings))
     except OSError as error:
         raise ValueError(
@@ -60,8 +63,9 @@ def resume(
         done = meta["step"]
         recall(programs, meta["programs"])
         say(f"going on after step {done} of {run.steps}")
-    for name in (METRICS, CHANNELS):
-        journal.cut(workdir / name, done)
+    with refusing_full_disk(workdir):
+        for name in (METRICS, CHANNELS):
+            journal.cut(workdir / name, done)
     return state, done
 
 
@@ -109,8 +113,10 @@ def refusing_full_disk(workdir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    except (OSError, SafetensorError) as error:
+        # safetensors tells what the operating system refused in its text only.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
+        why = "the disk is full" if full else str(error)
         raise TrainingError(
             f"{workdir} cannot be written: {why}. Make room and start the same command again; "
             f"{last_good(workdir)}"

@@ -124,13 +124,18 @@ def open_source(config: ConfigDict, data: DataSet, steps: int, *, start_step: in
         seed=config.seed,
         mean=data.mean,
         std=data.std,
-        augment=Augment(config.crop, config.flip),
+        augment=augmentation(config),
     )
+
+
+def augmentation(config: ConfigDict) -> Augment:
+    """Crop and flip of a config."""
+    return Augment(config.crop, config.flip)
 
 
 def starting_at(run: Run, done: int) -> Run:
     """The same run with its batches opened where a resumed one goes on; only streams care."""
-    if run.source.resident or done == 0:
+    if run.source.resident or done in (0, run.steps):
         return run
     return run._replace(source=open_source(run.config, run.data, run.steps, start_step=done))
 

@@ -34,9 +34,12 @@ from experiments.setup import Run
 from experiments.summary import print_result
 
 INTERRUPTED = 130
+PAGE = "report.html"  # as `experiments.report` calls it
 
+_DIGITS = Path(__file__).parent / "configs" / "digits.py"
+# No default here: ml_collections would apply overrides to it, and fail, at import.
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", str(Path(__file__).parent / "configs" / "digits.py"), "Config file of the run."
+    "config", None, f"Config file of the run; default {_DIGITS.name}, the bundled digits."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default runs/<config>-<method>-seed<n>."
@@ -60,7 +63,10 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     config.check(settings)
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
-        return read_result(workdir / result.RESULT)
+        found = read_result(workdir / result.RESULT)
+        if not (workdir / PAGE).exists():  # killed between the two
+            report.write(workdir)
+        return found
     images = data.load(settings.dataset, data_dir=settings.data_dir)
     run, programs = setup.build(settings, images), Programs()
     name = f"{settings.name} {settings.method} seed {settings.seed}"
@@ -73,17 +79,18 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             check_finite(line, workdir)
             record(run, state, workdir, line)
             display.update(line)
-            done = end
+            begin, done = done, end
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
-            stop = asked() or done == settings.stop_after
+            stop = asked() or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
                 session.save(programs, state, workdir, done)
             if stop and done < run.steps:
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None
-    found = result.finish(run, programs, state, workdir)
-    report.write(workdir)
+    with session.refusing_full_disk(workdir):
+        found = result.finish(run, programs, state, workdir)
+        report.write(workdir)
     return found
 
 
@@ -91,7 +98,7 @@ def timed_block(
     run: Run, programs: Programs, state: Progress, done: int, end: int
 ) -> tuple[Progress, dict[str, Any]]:
     """One block of steps, waited for once, and its line of metrics."""
-    compiled, begun = len(programs.compiled), time.perf_counter()
+    known, begun = set(programs.compiled), time.perf_counter()
     phase = blocks.phase_at(run, done)
     state, metrics = blocks.run_block(run, programs, state, done, end)
     metrics = jax.device_get(metrics)
@@ -105,7 +112,7 @@ def timed_block(
         "accuracy": float(np.mean(metrics["accuracy"])),
         "learning_rate": float(optimizers.schedule(run.config, run.steps)(end - 1)),
         "ms_per_step": 1e3 * seconds / (end - done),
-        "warm": len(programs.compiled) == compiled,
+        "compile_s": sum(programs.facts[n].seconds for n in programs.compiled if n not in known),
         "explored": explored(state),
         "bad_rewards": int(np.sum(metrics.get("bad_rewards", 0))),
     }
@@ -163,6 +170,23 @@ def default_workdir(settings: ConfigDict) -> Path:
     return Path("runs") / f"{settings.name}-{settings.method}-seed{settings.seed}"
 
 
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; an unknown config field or file is an error, not a traceback."""
+    program, *words = argv
+    if not any(word.lstrip("-").split("=")[0] == "config" for word in words):
+        words.insert(0, f"--config={_DIGITS}")
+    try:
+        rest = app.parse_flags_with_usage([program, *words])
+        _ = _CONFIG.value  # a file that cannot be read fails here
+        return rest
+    except AttributeError as error:
+        # ml_collections adds the nearest name to Python's message, quoted twice.
+        text = str(error).replace("\\n", ". ").replace("\\'", "").replace("'", "").strip('" ')
+        sys.exit(f"error: no config field {text}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
+
+
 def main(argv: Sequence[str]) -> int:
     """Command line: one run, its result printed."""
     if len(argv) > 1:
@@ -179,12 +203,15 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
     if found is None:
         return INTERRUPTED
     print_result(found)
-    print(f"\nreport: {workdir / 'report.html'}\ncompact model: {workdir / result.MODEL}")
+    print(f"\nreport: {workdir / PAGE}\ncompact model: {workdir / result.MODEL}")
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
-from dce_jax import budget, forward, probe, saliency, step
+from dce_jax import forward, probe
 from dce_jax.networks import gate
 from dce_jax.types import Evidence
 
@@ -171,31 +171,18 @@ def batch(seed=0, size=6, shape=(8, 8, 3)):
 
 def split(tree):
     """Parameters and model state of a network's variables, as copies that may be donated."""
-    copy = jax.tree.map(jnp.copy, tree)
+    copy = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), tree)
     return copy["params"], {k: v for k, v in copy.items() if k != "params"}
 
 
-def setup(module, bud, tx, *, example=IMAGES, signal=None, gates=False, **options):
-    """Pieces of a step, and the state of a dynamic run."""
-    params, state = split(variables(module, example))
-    thin = module.clone(widths=FrozenDict(bud.compact))
-    pieces = step.pieces(
-        channel_map(module, example),
-        bud,
-        params=params,
-        model_state=state,
-        tx=tx,
-        loss=forward.classification_loss(thin),
-        signal=signal or saliency.norm_taylor(module.reward_norms()),
-        gate_shapes=forward.gate_shapes(thin, example) if gates else None,
-        **options,
-    )
-    loop = step.start(params, state, tx, jax.random.key(1))
-    return pieces, step.start_dce(pieces, loop)
+@functools.cache
+def compiled(module, train):
+    """``(params, state, x) -> (output, new state)``, compiled once per module and mode."""
 
+    def run(params, state, x):
+        return forward.apply(module, params, state, x, train=train)
 
-def halves(module):
-    return budget.from_fraction(module.widths, 0.5)
+    return jax.jit(run)
 
 
 def evidence(module, tree, data, *, train=True):

@@ -1,6 +1,7 @@
 """Budgets: rounding, MACs targets and errors with all their numbers."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ WIDTHS = {"stem": 16, "mid": 24, "top": 40}
 
 def quadratic(widths):
     sizes = [3, *widths.values(), 10]
-    return sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 def test_budgets_are_frozen_hashable_records_of_plain_numbers():
@@ -91,7 +92,10 @@ def test_fraction_rounds_as_documented(keep, options, expected):
             lambda: budget.from_widths(WIDTHS, {"topp": 3}),
             r"'topp'; did you mean 'top'\? The groups are \['mid', 'stem', 'top'\]",
         ),
-        (lambda: budget.from_widths(WIDTHS, {"top": 3}), r"groups \['stem', 'mid'\].*allow_missing"),
+        (
+            lambda: budget.from_widths(WIDTHS, {"top": 3}),
+            r"groups \['stem', 'mid'\].*allow_missing",
+        ),
         (
             lambda: budget.from_widths(WIDTHS, {"stem": 17, "mid": 2, "top": 3}),
             r"budget 17 of group 'stem' is outside 1\.\.16",
@@ -115,9 +119,7 @@ def test_errors_name_the_numbers(make, message):
 def test_macs_target_gives_the_largest_uniform_budget_that_meets_it(fraction, multiple_of):
     found = budget.from_macs(WIDTHS, fraction, quadratic, multiple_of=multiple_of)
     # Every uniform budget that there is, by brute force over a fine grid of fractions.
-    grid = {
-        budget.from_fraction(WIDTHS, i / 4000, multiple_of=multiple_of) for i in range(1, 4001)
-    }
+    grid = {budget.from_fraction(WIDTHS, i / 4000, multiple_of=multiple_of) for i in range(1, 4001)}
     fitting = [b for b in grid if quadratic(b.compact) <= fraction * quadratic(WIDTHS)]
     assert found in grid
     assert quadratic(found.compact) == max(quadratic(b.compact) for b in fitting)

@@ -4,25 +4,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import (
-    IMAGES,
-    VECTORS,
-    ConcatNet,
-    ConvNet,
-    FlattenNet,
-    MixNet,
-    channel_map,
-    dense,
-    named,
-    variables,
-)
+from nets import IMAGES, VECTORS, ConcatNet, ConvNet, FlattenNet, MixNet, channel_map, dense, named
+from steps import cut_params
 
-from dce_jax import channels, forward, probe, slab
+from dce_jax import channels, forward, probe
 
 NARROW = {"a": 2, "b": 3}
 
@@ -114,7 +103,7 @@ def test_a_mean_over_channels_is_refused_by_group():
 
 
 WRONG = {
-    "swapped": (((None, "a"), ("b", "b"), ("a", None)), {}, r"leaf two/kernel has shape \(2, 1\)"),
+    "swapped": (((None, "a"), ("b", "b"), ("a", None)), {}, r"leaf head/kernel has shape \(1, 3\)"),
     "unequal": (
         ((None, "a"), ("b", "b"), ("b", None)),
         {"b": 6},
@@ -203,7 +192,10 @@ class Unnamed(nn.Module):
 @pytest.mark.parametrize(
     ("appears", "message"),
     [
-        (False, r"leaf extra has shape \(2,\) at narrow widths, .* foretell \(4,\): name each axis"),
+        (
+            False,
+            r"leaf extra has shape \(2,\) at narrow widths, .* foretell \(4,\): name each axis",
+        ),
         (True, r"leaf extra exists at only one of the full and the narrow widths"),
     ],
 )
@@ -229,80 +221,6 @@ def test_networks_without_widths_are_refused(module, message):
 def test_a_leaf_that_the_map_does_not_know_is_refused():
     with pytest.raises(ValueError, match="params leaf conv_z/kernel is not in the map"):
         channel_map(ConvNet()).names("params", {"conv_z": {"kernel": jnp.ones(3)}})
-
-
-# Optimizers: gathered moments must be those of an optimizer of the narrow network.
-
-
-def decayed(params):
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def labels(params):
-    return jax.tree.map(lambda leaf: "kernel" if leaf.ndim > 1 else "vector", params)
-
-
-ACCEPTED = {
-    "sgd": lambda: optax.sgd(0.1),
-    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": lambda: optax.adam(1e-3),
-    "adamw": lambda: optax.adamw(optax.cosine_decay_schedule(1e-3, 10), mask=decayed),
-    "lion": lambda: optax.lion(1e-3),
-    "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
-    "masked": lambda: optax.chain(optax.masked(optax.trace(0.9), decayed), optax.scale(-0.1)),
-    "partition": lambda: optax.partition(
-        {"kernel": optax.adamw(1e-3), "vector": optax.sgd(0.1, momentum=0.9)}, labels
-    ),
-    "inject": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
-}
-
-
-def cut_params(found, tree, narrow):
-    chosen = {g: jnp.arange(width, dtype=jnp.int32) for g, width in narrow.items()}
-    names = found.names("params", tree)
-    return names, lambda t, n: slab.gather(t, n, chosen, found.full)
-
-
-@pytest.mark.parametrize("name", ACCEPTED)
-def test_moments_are_gathered_to_the_narrow_optimizers_own_shapes(name):
-    found, tx = channel_map(ConvNet()), ACCEPTED[name]()
-    params = variables(ConvNet())["params"]
-    names, cut = cut_params(found, params, NARROW)
-    opt_names = channels.optimizer_names(tx, params, names)
-    gathered = jax.eval_shape(lambda p: cut(tx.init(p), opt_names), params)
-    narrow = jax.eval_shape(lambda p: tx.init(cut(p, names)), params)
-    assert jax.tree.structure(gathered) == jax.tree.structure(narrow)
-    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(t)] for t in (gathered, narrow)]
-    assert shapes[0] == shapes[1]
-
-
-@pytest.mark.parametrize(
-    ("tx", "message"),
-    [
-        (optax.adafactor(1e-3), r"state leaf 0/v_row/conv_a/kernel has shape \(1,\), .*adafactor"),
-        (optax.sm3(1e-3), r"state does not mirror the parameters.*Use SGD, Adam, AdamW, Lion"),
-        (optax.lbfgs(1e-3), r"state does not mirror the parameters|lbfgs\) cannot be gathered"),
-        (optax.flatten(optax.adam(1e-3)), r"state does not mirror the parameters"),
-        (optax.novograd(1e-3), r"0/nu/conv_a/kernel has shape \(\), its parameter \(3, 3, 3, 4\)"),
-        (
-            optax.MultiSteps(optax.adam(1e-3), every_k_schedule=2),
-            r"state \(root\) is optax\.MultiSteps: it adds up gradients of different selections",
-        ),
-        (
-            optax.chain(
-                optax.clip(1.0),
-                optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation(),
-            ),
-            r"optimizer state 1 is optax\.MultiSteps",
-        ),
-    ],
-    ids=["adafactor", "sm3", "lbfgs", "flatten", "novograd", "MultiSteps", "nested MultiSteps"],
-)
-def test_other_optimizers_are_refused_by_name(tx, message):
-    params = variables(ConvNet())["params"]
-    names = channel_map(ConvNet()).names("params", params)
-    with pytest.raises(ValueError, match=message):
-        channels.optimizer_names(tx, params, names)
 
 
 class Stack(nn.Module):

@@ -99,4 +99,3 @@ def test_the_channel_map_of_a_vgg_is_proved_and_the_norms_follow_the_train_flag(
     assert kept is state
     old, new = (s["batch_stats"]["norm0"]["mean"] for s in (state, moved))
     assert not np.array_equal(bits(old), bits(new))
-

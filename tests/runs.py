@@ -1,0 +1,128 @@
+"""Tiny runs of the main job: two layers on random images, compiled cheaply, compared exactly."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.core import FrozenDict
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from dce_jax import networks
+from dce_jax.networks import VGG
+from experiments import config
+
+TIMES = ("ms_per_step", "compile_s", "step_ms_median", "peak_bytes")
+"""What may differ between two runs of one config."""
+
+FULL, HALF = {"conv0": 4, "conv1": 6}, {"conv0": 2, "conv1": 3}
+
+
+def tiny(*, num_classes, dtype, width):
+    """conv 4, pool, conv 6, pool, head: for 4x4 images."""
+    del width
+    return VGG(depths=(1, 1), widths=FrozenDict(FULL), num_classes=num_classes, dtype=dtype)
+
+
+def write_images(path: Path, **changes) -> Path:
+    """64 + 20 gray 4x4 images of 3 classes that can be told apart, as an .npz file."""
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 64), ("test", 20)):
+        labels = np.arange(count) % 3
+        noise = draw.integers(0, 160, (count, 4, 4, 1))
+        noise[np.arange(count), labels] += 60
+        arrays |= {f"{part}_images": noise.astype(np.uint8), f"{part}_labels": labels}
+    np.savez(path, **(arrays | changes))
+    return path
+
+
+def settings(dataset: Path | str, **changes) -> ConfigDict:
+    """A config of 12 steps: one selection, then committed after step 5."""
+    made = config.defaults()
+    made.update(
+        name="tiny",
+        network="tiny",
+        dataset=str(dataset),
+        steps=12,
+        batch_size=8,
+        select_every=5,
+        commit=0.5,
+        block=5,
+        checkpoint_blocks=1,
+        recalibration_examples=16,
+    )
+    made.update(changes)
+    return made
+
+
+@contextmanager
+def cheap(cache: Path) -> Iterator[None]:
+    """Knows the tiny network, compiles without optimising, and no program twice."""
+    values = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {
+        "jax_disable_most_optimizations": False,
+        **{name: getattr(jax.config, name) for name in list(values)[1:]},
+    }
+    networks.NETWORKS["tiny"] = tiny
+    try:
+        _set(values)
+        yield
+    finally:
+        _set(before)
+        del networks.NETWORKS["tiny"]
+
+
+def _set(values: dict) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def lines(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def timeless(value):
+    """A JSON value without its times and memory."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in TIMES}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def arrays_of(workdir: Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint and of both compact models, with shape and type."""
+    from orbax.checkpoint import v1 as ocp
+    from safetensors.numpy import load_file
+
+    found = {}
+    for name in ("compact", "compact_raw"):
+        for leaf, value in load_file(workdir / name / "weights.safetensors").items():
+            found[f"{name}/{leaf}"] = (value.shape, value.dtype, value.tobytes())
+    last = max(int(p.stem) for p in (workdir / "checkpoints").glob("*.json"))
+    for leaf, value in ocp.load((workdir / "checkpoints" / str(last)).absolute()).items():
+        value = np.asarray(value)
+        found[f"checkpoint {last} {leaf}"] = (value.shape, value.dtype, value.tobytes())
+    return found
+
+
+def same_end(one: Path, other: Path) -> None:
+    """Asserts that two workdirs ended identically, times and memory aside."""
+    first, second = arrays_of(one), arrays_of(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    for name in ("metrics.jsonl", "channels.jsonl"):
+        if (one / name).exists() or (other / name).exists():
+            assert timeless(lines(one / name)) == timeless(lines(other / name)), name
+    for name in ("result.json", "layers.json", "compact/structure.json"):
+        texts = [json.loads((workdir / name).read_text()) for workdir in (one, other)]
+        assert timeless(texts[0]) == timeless(texts[1]), name
