@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 from flax.core import FrozenDict
 
 from dce_jax import budget as budgets
@@ -165,47 +164,6 @@ def check_shapes(channels: ChannelMap, narrow: Widths, variables: PyTree) -> Non
             )
 
 
-def optimizer_names(tx: optax.GradientTransformation, params: PyTree, names: PyTree) -> PyTree:
-    """The names tree of an optimizer's state, proved against the optimizer's own shapes.
-
-    Args:
-      tx: the optimizer.
-      params: full-width parameters (arrays or shapes).
-      names: names tree of ``params``.
-
-    Raises:
-      ValueError: an optimizer whose state does not have its parameters' shapes (adafactor, sm3,
-        lbfgs) or adds up gradients across steps (MultiSteps), naming the leaf.
-    """
-    state = jax.eval_shape(tx.init, params)
-    _refuse_multi_steps(state)
-    try:
-        paired = optax.tree_map_params(
-            tx,
-            _pair,
-            state,
-            params,
-            names,
-            transform_non_params=lambda leaf: _Moment(leaf.shape, leaf.shape, AxisNames()),
-            is_leaf=_is_masked,
-        )
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            "this optimizer's state does not mirror the parameters, so its moments cannot travel "
-            f"with the channels: {reason}. Use SGD, Adam, AdamW, Lion or another optimizer whose "
-            "state has its parameters' shapes"
-        ) from error
-    for path, moment in jax.tree_util.tree_leaves_with_path(paired):
-        if moment.shape != moment.parameter_shape:
-            raise ValueError(
-                f"optimizer state leaf {show(path_names(path))} has shape {moment.shape}, its "
-                f"parameter {moment.parameter_shape}: such moments (adafactor, sm3, lbfgs) cannot "
-                "be gathered channel by channel; use SGD, Adam, AdamW or Lion"
-            )
-    return jax.tree.map(lambda moment: moment.names, paired)
-
-
 def places(channels: ChannelMap, group: str) -> list[dict[str, Any]]:
     """Where a group's channels lie: ``{path, axis, offset}`` per leaf axis, params first.
 
@@ -324,34 +282,4 @@ def _check_ends(leaves: list[Leaf], widths: Widths) -> None:
                 f"group {group!r} names no input axis of any kernel: nobody consumes it, so its "
                 "channels would reach the output uncut; name each consumer's input axis, or hold "
                 "the layer out of `widths`"
-            )
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """One leaf of an optimizer's state beside the parameter it belongs to."""
-
-    shape: tuple[int, ...]
-    parameter_shape: tuple[int, ...]
-    names: AxisNames
-
-
-def _pair(leaf: Any, parameter: Any, names: AxisNames) -> Any:
-    return leaf if _is_masked(leaf) else _Moment(leaf.shape, parameter.shape, names)
-
-
-def _is_masked(x: Any) -> bool:
-    return isinstance(x, optax.MaskedNode)
-
-
-def _is_multi_steps(x: Any) -> bool:
-    return isinstance(x, optax.MultiStepsState)
-
-
-def _refuse_multi_steps(state: PyTree) -> None:
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_multi_steps):
-        if _is_multi_steps(node):
-            raise ValueError(
-                f"optimizer state {show(path_names(path)) or '(root)'} is optax.MultiSteps: it "
-                "adds up gradients of different selections; use a larger batch instead"
             )

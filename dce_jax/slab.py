@@ -1,6 +1,6 @@
 """Gather and scatter: the way into slab space and back, an exact inverse pair.
 
-Both work on any tree that has a names tree (`ChannelMap.names`, `channels.optimizer_names`):
+Both work on any tree that has a names tree (`ChannelMap.names`, `moments.optimizer_names`):
 parameters, optimizer moments and model state alike.
 """
 

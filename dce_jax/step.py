@@ -16,7 +16,8 @@ import optax
 from dce_jax import bandit as bandits
 from dce_jax import idle, saliency, scores, slab
 from dce_jax.budget import Budget
-from dce_jax.channels import ChannelMap, optimizer_names
+from dce_jax.channels import ChannelMap
+from dce_jax.moments import optimizer_names
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, ScoreFn, Selection, Signal
 
 _BATCH, _LOSS, _SELECT = 0, 1, 2  # what the key of a step is folded with

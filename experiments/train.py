@@ -177,7 +177,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         words.insert(0, f"--config={_DIGITS}")
     try:
         rest = app.parse_flags_with_usage([program, *words])
-        _ = _CONFIG.value  # a file that cannot be read fails here
+        _ = _CONFIG.value.method  # a file that cannot be read fails here
         return rest
     except AttributeError as error:
         # ml_collections adds the nearest name to Python's message, quoted twice.

@@ -9,7 +9,9 @@ import optax
 from flax.core import FrozenDict
 from nets import IMAGES, VECTORS, MixNet, channel_map, split, variables
 
-from dce_jax import budget, forward, saliency, slab, step
+from dce_jax import budget, channels, forward, saliency, slab, step
+
+NARROW_A = budget.Budget((("a", 4, 2), ("b", 4, 4)))
 
 
 def setup(module, bud, tx, *, example=IMAGES, signal=None, gates=False, **options):
@@ -50,13 +52,12 @@ def host(tree):
     return jax.tree.map(one, tree)
 
 
-def dense_setup(**options):
+def dense_setup(bud=NARROW_A, **options):
     """Pieces and state of a network without convolutions, which compiles fast."""
-    bud = budget.from_widths({"a": 4, "b": 4}, {"a": 2, "b": 4})
-    signal = saliency.norm_taylor({"a": (("norm",),)})
-    return setup(
-        MixNet(), bud, optax.sgd(0.05, momentum=0.9), example=VECTORS, signal=signal, **options
-    )
+    signal = saliency.weight_l1(channels.producers(channel_map(MixNet(), VECTORS)))
+    signal = saliency.norm_taylor({"a": (("norm",),)}) if "b" not in bud.contested else signal
+    tx = optax.sgd(0.05, momentum=0.9)
+    return setup(MixNet(), bud, tx, example=VECTORS, signal=signal, **options)
 
 
 def cut_params(found, tree, narrow):

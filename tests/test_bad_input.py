@@ -1,6 +1,7 @@
 """Bad input to the main job: early errors that name value, limit and remedy; nothing saved lost."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def test_bad_value_is_one_line_on_stderr_and_exit_code_1(tmp_path):
     assert (tmp_path / "runs/digits-dce-seed2/config.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # how ml_collections loads a file
 def test_config_file_that_does_not_exist_is_an_error(monkeypatch, tmp_path):
     words = ["train", f"--config={tmp_path / 'none.py'}"]
     monkeypatch.setattr(sys, "argv", words)
@@ -82,7 +84,7 @@ def test_config_file_that_does_not_exist_is_an_error(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "vgg61"}, "unknown network 'vgg61'; did you mean 'vgg16'"),
+        ({"network": "vgg-16"}, "unknown network 'vgg-16'; did you mean 'vgg16'"),
         ({"method": "subsets"}, "unknown method 'subsets'; did you mean 'subset'"),
         ({"signal": "fischer"}, "unknown signal 'fischer'; did you mean 'fisher'"),
         ({"dataset": "cifar11"}, "unknown data set 'cifar11'; nearest names: .*cifar10"),
@@ -90,8 +92,8 @@ def test_config_file_that_does_not_exist_is_an_error(monkeypatch, tmp_path):
         ({"keep": 0.0}, "keep is 0.0: it must be above 0 and at most 1"),
         ({"keep": -1.0}, "keep is -1.0: it must be above 0 and at most 1"),
         ({"keep": 1.5}, "keep is 1.5: it must be above 0 and at most 1"),
-        ({"widths": "conv0=99"}, r"conv0.*99.*4"),
-        ({"widths": "conv0=0"}, r"conv0.*0"),
+        ({"widths": "conv0=99"}, "budget 99 of group 'conv0' is outside 1..4"),
+        ({"widths": "conv0=0"}, "budget 0 of group 'conv0' is outside 1..4"),
         ({"widths": "conv9=1"}, "unknown channel group 'conv9'; did you mean 'conv[01]'"),
         ({"multiple_of": 5}, "multiple_of 5 fits nowhere in group 'conv0', which has 4 channels"),
         ({"multiple_of": 0}, "multiple_of is 0 and min_channels is 1: both must be >= 1"),
@@ -219,6 +221,8 @@ def test_damaged_files_of_a_workdir_are_named(lab, tmp_path):
     assert train.train(lab.config(**CHEAP), tmp_path / "w")["steps"] == 6
 
 
+# Orbax leaves coroutines of a closed loop behind where it cannot read.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_truncated_checkpoint_falls_back_says_so_and_ends_identically(lab, tmp_path, capsys):
     for name, stop in (("whole", None), ("cut", 4)):
         train.train(lab.config(**CHEAP, stop_after=stop), tmp_path / name)
@@ -232,6 +236,7 @@ def test_truncated_checkpoint_falls_back_says_so_and_ends_identically(lab, tmp_p
     assert "falling back to the one before" in said
     assert "going on after step 3 of 6" in said
     runs.same_end(tmp_path / "whole", tmp_path / "cut")
+    gc.collect()
 
 
 def test_no_whole_checkpoint_left_is_an_error(lab, tmp_path):

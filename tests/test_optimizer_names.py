@@ -6,7 +6,7 @@ import pytest
 from nets import ConvNet, channel_map, variables
 from steps import cut_params
 
-from dce_jax import channels
+from dce_jax import moments
 
 NARROW = {"a": 2, "b": 3}
 
@@ -39,7 +39,7 @@ def test_moments_are_gathered_to_the_narrow_optimizers_own_shapes(name):
     found, tx = channel_map(ConvNet()), ACCEPTED[name]()
     params = variables(ConvNet())["params"]
     names, cut = cut_params(found, params, NARROW)
-    opt_names = channels.optimizer_names(tx, params, names)
+    opt_names = moments.optimizer_names(tx, params, names)
     gathered = jax.eval_shape(lambda p: cut(tx.init(p), opt_names), params)
     narrow = jax.eval_shape(lambda p: tx.init(cut(p, names)), params)
     assert jax.tree.structure(gathered) == jax.tree.structure(narrow)
@@ -73,4 +73,4 @@ def test_other_optimizers_are_refused_by_name(tx, message):
     params = variables(ConvNet())["params"]
     names = channel_map(ConvNet()).names("params", params)
     with pytest.raises(ValueError, match=message):
-        channels.optimizer_names(tx, params, names)
+        moments.optimizer_names(tx, params, names)

@@ -16,6 +16,7 @@ from dce_jax import budget, forward, saliency, scores, step
 
 MODULE = ConvNet()
 HALF, FULL = halves(MODULE), budget.full(MODULE.widths)
+BOTH = budget.Budget((("a", 4, 2), ("b", 4, 2)))  # of the network without convolutions
 ADAMW, MOMENTUM = optax.adamw(1e-2, weight_decay=0.1), optax.sgd(0.05, momentum=0.9)
 
 COMPILED: list[str] = []
@@ -60,7 +61,7 @@ def test_the_committed_steps_lowered_text_is_scratchs():
 
 @functools.cache
 def donating(bud):
-    pieces, _ = setup(MODULE, bud, MOMENTUM, score=scores.random)
+    pieces, _ = dense_setup(bud, score=scores.random)
     donated = {
         name: jitted(getattr(step, name), pieces, donate=(0,))
         for name in ("observe", "leave", "fused")
@@ -69,8 +70,8 @@ def donating(bud):
 
 
 def run_hundred(bud):
-    state, run = setup(MODULE, bud, MOMENTUM)[1], donating(bud)[1]
-    data = jax.device_put([batch(i) for i in range(4)])
+    state, run = dense_setup(bud)[1], donating(bud)[1]
+    data = jax.device_put([batch(i, shape=(5,)) for i in range(4)])
     jax.block_until_ready((state, data))
     before, compiled = len(COMPILED), []
     with jax.transfer_guard("disallow"):
@@ -85,7 +86,7 @@ def run_hundred(bud):
 
 def test_a_hundred_changing_steps_compile_every_program_once_per_budget():
     donating.cache_clear()
-    for bud in (HALF, budget.from_fraction(MODULE.widths, 0.25)):
+    for bud in (BOTH, budget.Budget((("a", 4, 1), ("b", 4, 3)))):
         compiled, state = run_hundred(bud)
         # Four programs, in the first round; nothing after it.
         assert compiled == [4] * 50
@@ -115,10 +116,10 @@ def pointers(tree):
 
 
 def test_donated_states_are_deleted_and_the_full_state_survives_slab_steps():
-    (pieces, run), state = donating(HALF), setup(MODULE, HALF, MOMENTUM)[1]
+    (pieces, run), state = donating(BOTH), dense_setup(BOTH)[1]
     before, inside = host(state), run["enter"](state)
     for r in range(3):
-        used, (inside, _) = inside, run["observe"](inside, batch(r))
+        used, (inside, _) = inside, run["observe"](inside, batch(r, shape=(5,)))
         assert all(leaf.is_deleted() for leaf in buffers(used.loop.params))
         assert all(leaf.is_deleted() for leaf in buffers(used.loop.opt_state[0].trace))
     assert not any(leaf.is_deleted() for leaf in buffers(state))
@@ -181,9 +182,9 @@ def test_a_scan_of_steps_is_the_steps_one_by_one():
     ],
 )
 def test_pieces_refuse_what_does_not_fit(options, message):
-    bud, tx = options.pop("bud", HALF), options.pop("tx", ADAMW)
+    options = {"bud": HALF, "tx": ADAMW, **options}
     with pytest.raises(ValueError, match=message):
-        setup(MODULE, bud, tx, **options)
+        setup(MODULE, **options)
 
 
 def test_a_signal_without_a_contested_group_is_refused_when_the_step_is_traced():
