@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,30 @@ def check(config: ConfigDict) -> None:
 def plain(config: ConfigDict) -> dict[str, Any]:
     """A config as plain data for JSON."""
     return dict(sorted(config.to_dict().items()))
+
+
+def portable(config: ConfigDict) -> dict[str, Any]:
+    """A config as results store it: without the fields that only this machine or start knows."""
+    return {field: value for field, value in plain(config).items() if field not in _FREE}
+
+
+def command(config: ConfigDict) -> str:
+    """The command that makes a run: its config file, if it is one of ours, and what differs."""
+    path = Path(__file__).parent / "configs" / f"{config.name}.py"
+    shipped = path.is_file() and path.stem != "__init__"
+    base = runpy.run_path(str(path))["get_config"]() if shipped else defaults()
+    words = ["python -m experiments.train"]
+    if shipped:
+        words.append(f"--config experiments/configs/{path.name}")
+    if config.data_dir is not None:
+        words.append("--config.data_dir DIR")
+    before = portable(base)
+    words += [
+        f"--config.{field}={shlex.quote(str(value))}"
+        for field, value in portable(config).items()
+        if value != before[field]
+    ]
+    return " ".join(words)
 
 
 def check_same(stored: dict[str, Any], config: ConfigDict, workdir: Path) -> None:

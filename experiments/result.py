@@ -1,6 +1,5 @@
 """What a run ends with: the compact model, `result.json` and `layers.json`."""
 
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-import optax
 
 from dce_jax import channels as maps
 from dce_jax import compact, cost, forward, step
 from dce_jax.types import PyTree
-from experiments import blocks, config, evaluate, journal
+from experiments import blocks, config, evaluate, journal, machine
 from experiments.blocks import Exploring, Progress
 from experiments.programs import Programs
 from experiments.records import read_lines
@@ -51,25 +49,15 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         "test_accuracy_full": full_accuracy,
         **_costs(run),
         **_timings(programs, workdir),
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "versions": versions(),
+        "device": machine.device(),
+        "versions": machine.versions(),
         "notes": list(run.data.notes),
-        "config": config.plain(run.config),
+        "command": config.command(run.config),
+        "config": config.portable(run.config),
     }
     journal.write(workdir / LAYERS, _layers(run, selection))
     journal.write(workdir / RESULT, result)
     return result
-
-
-def versions() -> dict[str, str]:
-    """Versions that a figure depends on."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _collections(loop: step.LoopState) -> PyTree:

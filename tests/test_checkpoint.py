@@ -25,8 +25,8 @@ def state_of(step):
 
 TEMPLATE = jax.eval_shape(lambda: state_of(0))
 
-# Orbax leaves coroutines of a closed loop behind where it cannot read.
-unreadable = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Orbax leaves coroutines of a closed loop behind where it cannot read or write.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
@@ -92,7 +92,6 @@ def test_only_the_last_three_stay(three):
     assert sorted(p.name for p in three.iterdir()) == ["4", "4.json", "6", "6.json", "8", "8.json"]
 
 
-@unreadable
 @pytest.mark.parametrize(
     "damage",
     [
@@ -137,7 +136,6 @@ def test_state_of_another_run_is_refused(three):
     assert "a leaf has bfloat16(3,), not bfloat16(4,)" in said[-1]
 
 
-@unreadable
 def test_all_damaged_is_an_error_that_tells_the_remedy(three, swept):
     for step in (2, 4, 6):
         cut_in_half(*payload(three, step))
@@ -172,7 +170,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_disk_that_refuses_is_an_oserror_and_earlier_checkpoints_stay(three, small_files):
+def test_disk_that_refuses_is_an_oserror_and_earlier_checkpoints_stay(three, swept, small_files):
     noise = {"x": np.random.default_rng(0).random(10_000)}
     with pytest.raises(OSError, match="File too large") as caught:
         checkpoint.save(three, 8, noise, {})

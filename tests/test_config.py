@@ -133,3 +133,14 @@ def test_workdir_that_cannot_be_made_is_refused(tmp_path, below):
 
 def test_tiny_config_of_the_tests_has_every_field(tmp_path):
     assert set(runs.settings(tmp_path)) == set(config.defaults())
+
+
+def test_the_command_names_the_config_file_and_what_differs_but_no_path_of_this_machine():
+    settings = config.defaults()
+    settings.method, settings.seed, settings.data_dir = "subset", 3, "/somewhere"
+    said = config.command(settings)
+    assert said == (
+        "python -m experiments.train --config experiments/configs/digits.py "
+        "--config.data_dir DIR --config.method=subset --config.seed=3"
+    )
+    assert "/somewhere" not in str(config.portable(settings))

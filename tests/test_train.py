@@ -58,7 +58,7 @@ def weights(workdir, name="compact_raw"):
 def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     found, workdir = lab.run(method=method)
     assert found == json.loads((workdir / "result.json").read_text())
-    assert set(found) == {*RESULT_KEYS, "notes"}
+    assert set(found) == {*RESULT_KEYS, "notes", "command"}
     dense = method == "dense"
     cost = FULL if dense else HALF
     assert found["method"] == method
@@ -80,7 +80,7 @@ def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     assert found["compile_s"] > 0
     assert found["peak_bytes"] > 0
     assert set(found["step_ms_median"]) == {"explore", "commit"}
-    assert set(found["versions"]) == {"python", "jax", "flax", "optax", "numpy"}
+    assert set(found["versions"]) == {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
     assert "cpu" in found["device"]
     assert found["config"]["method"] == method
 
