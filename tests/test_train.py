@@ -297,16 +297,9 @@ def test_stop_after_saves_at_the_end_of_its_block_and_goes_on_identically(lab, t
         "10.json",
         "5.json",
     ]
-    found = train.train(config, tmp_path / "w")
-    assert found["steps"] == 12
+    assert train.train(config, tmp_path / "w")["steps"] == 12  # the same command goes on
     _, workdir = lab.run(method="dce")
-    stored = found.pop("config")
-    assert stored.pop("stop_after") == 7
-    (tmp_path / "w/result.json").write_bytes((workdir / "result.json").read_bytes())
     runs.same_end(workdir, tmp_path / "w")
-    beside = dict(lab.run(method="dce")[0])
-    beside.pop("config")
-    assert runs.timeless(found) == runs.timeless(beside)
 
 
 def test_finished_workdir_gives_its_result_without_training(lab, monkeypatch, tmp_path):
