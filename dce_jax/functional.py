@@ -10,28 +10,25 @@ Channels are the last axis (NHWC). A layer computes in the dtype of its input.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, overload
+from typing import TypeAlias, overload
 
 import jax.numpy as jnp
 from jax import lax
 
+from dce_jax.slots import (
+    Slab,
+    channels,
+    checked_indices,
+    checked_slab,
+    described,
+    distinct,
+    moved,
+    slot_of,
+    take,
+)
 from dce_jax.types import Array
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
-
-
-class Slab(NamedTuple):
-    """Some channels of an activation.
-
-    Attributes:
-      values: float[..., K].
-      indices: int32[K], which channel of the full width each value belongs to: distinct, never
-        negative, in any order. An index of ``width`` or more marks an empty slot: its values
-        are zero where it is made, and no function here lets them reach a channel.
-    """
-
-    values: Array
-    indices: Array
 
 
 def select(x: Array, indices: Array) -> Slab:
@@ -49,8 +46,8 @@ def select(x: Array, indices: Array) -> Slab:
     """
     if not x.ndim:
         raise ValueError("select needs float[..., C], got a scalar")
-    indices = _checked_indices(indices, x.shape[-1])
-    return Slab(_take(x, indices, axis=-1), indices)
+    indices = checked_indices(indices, x.shape[-1])
+    return Slab(take(x, indices, axis=-1), indices)
 
 
 @overload
@@ -180,18 +177,18 @@ def batch_norm(
       ValueError: the vectors differ in shape, K > C, or a number is out of its range.
     """
     _check_norm(scale, bias, mean, var, momentum, epsilon)
-    indices = _checked_slab(x, scale.shape[0])
+    indices = checked_slab(x, scale.shape[0])
     dtype = x.values.dtype
     values = x.values.astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
     if train:
         axes = tuple(range(values.ndim - 1))
         mean_K = jnp.mean(values, axis=axes, keepdims=True)
         var_K = jnp.mean(jnp.square(values - mean_K), axis=axes, keepdims=True)
-        mean = _moved(mean, mean_K.reshape(-1), indices, momentum)
-        var = _moved(var, var_K.reshape(-1), indices, momentum)
+        mean = moved(mean, mean_K.reshape(-1), indices, momentum)
+        var = moved(var, var_K.reshape(-1), indices, momentum)
     else:
-        mean_K, var_K = (_channels(v, indices, values) for v in (mean, var))
-    scale_K, bias_K = (_channels(v, indices, values) for v in (scale, bias))
+        mean_K, var_K = (channels(v, indices, values) for v in (mean, var))
+    scale_K, bias_K = (channels(v, indices, values) for v in (scale, bias))
     y = scale_K * ((values - mean_K) * lax.rsqrt(var_K + epsilon)) + bias_K
     return Slab(y.astype(dtype), indices), (mean, var)
 
@@ -215,7 +212,7 @@ def add(a: Slab, b: Slab, *, width: int | None = None) -> Slab:
         the same array.
     """
     if a.values.shape[:-1] != b.values.shape[:-1] or a.values.dtype != b.values.dtype:
-        raise ValueError(f"add: {_described(a)} and {_described(b)} must be alike but for channels")
+        raise ValueError(f"add: {described(a)} and {described(b)} must be alike but for channels")
     if width is None:
         if a.indices is not b.indices:
             raise ValueError(
@@ -223,17 +220,17 @@ def add(a: Slab, b: Slab, *, width: int | None = None) -> Slab:
                 "pass width= for the union, or compute both with the same indices"
             )
         return Slab(a.values + b.values, a.indices)
-    slots_a, slots_b = (_slots(_checked_slab(s, width), width) for s in (a, b))
+    slots_a, slots_b = (slot_of(checked_slab(s, width), width) for s in (a, b))
     absent_a, absent_b = a.indices.shape[0], b.indices.shape[0]
     channel = jnp.arange(width, dtype=jnp.int32)
     present = (slots_a < absent_a) | (slots_b < absent_b)
     union = jnp.sort(jnp.where(present, channel, channel + width))[: absent_a + absent_b]
     # An empty slot of the union looks up channel >= width and finds no slot in either.
-    found_a = _take(slots_a, union, axis=0, fill=absent_a)
-    found_b = _take(slots_b, union, axis=0, fill=absent_b)
+    found_a = take(slots_a, union, axis=0, fill=absent_a)
+    found_b = take(slots_b, union, axis=0, fill=absent_b)
     return Slab(
-        _take(a.values, _distinct(found_a, absent_a), axis=-1)
-        + _take(b.values, _distinct(found_b, absent_b), axis=-1),
+        take(a.values, distinct(found_a, absent_a), axis=-1)
+        + take(b.values, distinct(found_b, absent_b), axis=-1),
         union,
     )
 
@@ -255,15 +252,15 @@ def concatenate(slabs: Sequence[Slab], widths: Sequence[int]) -> Slab:
     if not slabs or len(slabs) != len(widths):
         raise ValueError(f"concatenate: {len(slabs)} slabs and {len(widths)} widths, need one each")
     if len({(s.values.shape[:-1], s.values.dtype) for s in slabs}) > 1:
-        described = ", ".join(_described(s) for s in slabs)
-        raise ValueError(f"concatenate: slabs must be alike but for channels, got {described}")
+        found = ", ".join(described(s) for s in slabs)
+        raise ValueError(f"concatenate: slabs must be alike but for channels, got {found}")
     total, offset, indices = sum(widths), 0, []
     for slab, width in zip(slabs, widths, strict=True):
-        own = _checked_slab(slab, width)
+        own = checked_slab(slab, width)
         indices.append(jnp.where(own < width, own + offset, total))
         offset += width
     joined = jnp.concatenate([s.values for s in slabs], axis=-1)
-    return Slab(joined, _distinct(jnp.concatenate(indices), total))
+    return Slab(joined, distinct(jnp.concatenate(indices), total))
 
 
 def expand(x: Slab, width: int) -> Array:
@@ -280,39 +277,7 @@ def expand(x: Slab, width: int) -> Array:
       ValueError: K > C.
     """
     absent = x.indices.shape[0]
-    return _take(x.values, _distinct(_slots(_checked_slab(x, width), width), absent), axis=-1)
-
-
-def _take(x: Array, indices: Array, *, axis: int, fill: int = 0) -> Array:
-    # Indices are distinct, empty slots included, so the gradient is a scatter without collisions.
-    return jnp.take(x, indices, axis=axis, mode="fill", fill_value=fill, unique_indices=True)
-
-
-def _slots(indices: Array, width: int) -> Array:
-    """int32[C]: the slot of each channel, K where the channel is in none."""
-    K = indices.shape[0]
-    absent = jnp.full((width,), K, jnp.int32)
-    slots = jnp.arange(K, dtype=jnp.int32)
-    return absent.at[indices].set(slots, mode="drop", unique_indices=True)
-
-
-def _distinct(indices: Array, width: int) -> Array:
-    """Gives every empty slot a number of its own, beyond the channels."""
-    beyond = jnp.arange(indices.shape[0], dtype=jnp.int32) + width
-    return jnp.where(indices < width, indices, beyond)
-
-
-def _channels(vector: Array, indices: Array | None, like: Array) -> Array:
-    """The executed entries of a vector, in the dtype of ``like`` and ready to broadcast to it."""
-    if indices is not None:
-        vector = _take(vector, indices, axis=0)
-    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
-
-
-def _moved(running: Array, batch: Array, indices: Array, momentum: float) -> Array:
-    old = _take(running, indices, axis=0)
-    new = momentum * old + (1.0 - momentum) * batch.astype(running.dtype)
-    return running.at[indices].set(new, mode="drop", unique_indices=True)
+    return take(x.values, distinct(slot_of(checked_slab(x, width), width), absent), axis=-1)
 
 
 def _gathered(
@@ -328,31 +293,15 @@ def _gathered(
     if bias is not None and bias.shape != (F,):
         raise ValueError(f"bias must be float[{F}] like the kernel's outputs, got {bias.shape}")
     if isinstance(x, Slab):
-        kernel = _take(kernel, _checked_slab(x, D), axis=-2)
+        kernel = take(kernel, checked_slab(x, D), axis=-2)
     elif x.shape[-1] != D:
         raise ValueError(f"input of {x.shape[-1]} channels, but the kernel takes {D}")
     if outputs is not None:
-        outputs = _checked_indices(outputs, F)
-        kernel = _take(kernel, outputs, axis=-1)
+        outputs = checked_indices(outputs, F)
+        kernel = take(kernel, outputs, axis=-1)
     if bias is not None:
-        bias = _channels(bias, outputs, values)
+        bias = channels(bias, outputs, values)
     return values, kernel.astype(values.dtype), bias
-
-
-def _checked_slab(x: Slab, width: int) -> Array:
-    K = x.values.shape[-1] if x.values.ndim else 0
-    if x.indices.shape != (K,):
-        raise ValueError(f"{_described(x)} needs one index per value of its last axis")
-    return _checked_indices(x.indices, width)
-
-
-def _checked_indices(indices: Array, width: int) -> Array:
-    indices = jnp.asarray(indices)
-    if indices.ndim != 1 or indices.dtype != jnp.int32:
-        raise ValueError(f"indices must be int32[K], got {indices.dtype}{list(indices.shape)}")
-    if not 1 <= indices.shape[0] <= width:
-        raise ValueError(f"K = {indices.shape[0]} indices must be between 1 and the width {width}")
-    return indices
 
 
 def _check_norm(
@@ -365,7 +314,3 @@ def _check_norm(
         raise ValueError(f"momentum = {momentum} must be in [0, 1]")
     if not epsilon > 0.0:
         raise ValueError(f"epsilon = {epsilon} must be positive: a channel may be constant")
-
-
-def _described(x: Slab) -> str:
-    return f"slab of {x.values.dtype}{list(x.values.shape)} with indices {list(x.indices.shape)}"

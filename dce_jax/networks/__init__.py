@@ -8,7 +8,7 @@ from dce_jax.networks.gates import gate
 from dce_jax.networks.vgg import LAYOUTS, VGG, vgg
 
 NETWORKS: dict[str, Callable[..., VGG]] = {name: partial(vgg, name) for name in LAYOUTS}
-"""Name -> constructor ``(num_classes, dtype=..., base_width=...)`` of a full-width network."""
+"""Name -> constructor ``(num_classes, dtype=..., width=...)`` of a full-width network."""
 
 
 def build(name: str, **options: object) -> VGG:
