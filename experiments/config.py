@@ -128,8 +128,16 @@ def command(config: ConfigDict) -> str:
     return " ".join(words)
 
 
-def check_same(stored: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
-    """Refuses to go on in a workdir that was made with another config.
+def check_same(
+    stored: dict[str, Any], config: ConfigDict, path: Path, *, remedy: str = "another --workdir"
+) -> None:
+    """Refuses to go on with what another config made.
+
+    Args:
+      stored: the config that made it, as plain data.
+      config: the one that is asked for.
+      path: what was made: a workdir, or a result file.
+      remedy: what to choose instead.
 
     Raises:
       ValueError: the fields that differ, with both values.
@@ -142,9 +150,15 @@ def check_same(stored: dict[str, Any], config: ConfigDict, workdir: Path) -> Non
     ]
     if changed:
         raise ValueError(
-            f"{workdir} was made with another config:\n" + "\n".join(changed) + "\n"
-            "choose another --workdir, or the config that made it"
+            f"{path} was made with another config:\n" + "\n".join(changed) + "\n"
+            f"choose {remedy}, or the config that made it"
         )
+
+
+def field_message(error: AttributeError) -> str:
+    """What ml_collections says of an unknown field, with the nearest name, on one line."""
+    # It adds the nearest name to Python's message, quoted twice.
+    return str(error).replace("\\n", ". ").replace("\\'", "").replace("'", "").strip('" ')
 
 
 def parse_widths(text: str) -> dict[str, int]:

@@ -39,6 +39,24 @@ class Display(NamedTuple):
         self.bar.update(self.task, completed=line["step"], facts=facts)
 
 
+def bar(console: Console | None = None) -> Progress:
+    """A bar with counts, time spent, time left and a field ``facts``.
+
+    Args:
+      console: where to; the standard error stream unless told.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console or Console(stderr=True),
+    )
+
+
 @contextmanager
 def progress(name: str, steps: int, *, console: Console | None = None) -> Iterator[Display]:
     """Opens the progress bar of a run.
@@ -48,14 +66,5 @@ def progress(name: str, steps: int, *, console: Console | None = None) -> Iterat
       steps: length of the run.
       console: where to; the standard error stream unless told.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}"),
-    )
-    with Progress(*columns, console=console or Console(stderr=True)) as bar:
-        yield Display(bar, bar.add_task(name, total=steps, facts="compiling"))
+    with bar(console) as opened:
+        yield Display(opened, opened.add_task(name, total=steps, facts="compiling"))

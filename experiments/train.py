@@ -180,9 +180,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         _ = _CONFIG.value.method  # a file that cannot be read fails here
         return rest
     except AttributeError as error:
-        # ml_collections adds the nearest name to Python's message, quoted twice.
-        text = str(error).replace("\\n", ". ").replace("\\'", "").replace("'", "").strip('" ')
-        sys.exit(f"error: no config field {text}")
+        sys.exit(f"error: no config field {config.field_message(error)}")
     except OSError as error:
         sys.exit(f"error: {error}")
 

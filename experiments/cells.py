@@ -1,0 +1,111 @@
+"""Cells of a sweep: one run each, its config, its files, and whether it is done."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import config, records
+
+SWEPT = ("network", "method", "keep", "seed")
+"""Fields that the grid sets; they cannot be set for the whole sweep."""
+
+
+class Cell(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      network: name in `dce_jax.networks`.
+      method: of the main job.
+      keep: fraction of every group's channels; 1.0 for dense.
+      seed: of the run.
+    """
+
+    network: str
+    method: str
+    keep: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell's name in files: ``vgg16-dce-keep0.5-seed0``."""
+        keep = "" if self.method == "dense" else f"-keep{self.keep:g}"
+        return f"{self.network}-{self.method}{keep}-seed{self.seed}"
+
+
+def grid(
+    networks: Sequence[str], methods: Sequence[str], keeps: Sequence[float], seeds: Sequence[int]
+) -> list[Cell]:
+    """Every cell once, all methods of a seed before the next seed; dense has one keep only.
+
+    A sweep that is cut short thus leaves whole rows of paired seeds.
+    """
+    found: dict[Cell, None] = {}
+    for network, seed, keep, method in product(networks, seeds, keeps, methods):
+        found[Cell(network, method, 1.0 if method == "dense" else keep, seed)] = None
+    return list(found)
+
+
+def check_changes(changes: Sequence[str]) -> None:
+    """Refuses entries for the whole sweep that are no ``FIELD=VALUE``, or that the grid sets.
+
+    Raises:
+      ValueError: naming the entry and the remedy.
+    """
+    for change in changes:
+        field, equals, _ = change.partition("=")
+        if not field or not equals:
+            raise ValueError(f"--set {change!r} is not FIELD=VALUE, as in --set epochs=5")
+        if field in SWEPT:
+            raise ValueError(f"--set {change!r}: the grid sets {field}, use --{field}s")
+
+
+def words(cell: Cell, config_file: Path, changes: Sequence[str]) -> list[str]:
+    """Arguments of `experiments.train` that make a cell.
+
+    Args:
+      cell: the run.
+      config_file: what it starts from.
+      changes: ``FIELD=VALUE`` entries that hold for the whole sweep.
+    """
+    own = [f"network={cell.network}", f"method={cell.method}", f"seed={cell.seed}"]
+    if cell.method != "dense":
+        own.append(f"keep={cell.keep!r}")
+    return [f"--config={config_file}", *(f"--config.{change}" for change in [*changes, *own])]
+
+
+def settings(arguments: Sequence[str]) -> ConfigDict:
+    """The config that `experiments.train` would make of its arguments.
+
+    Raises:
+      OSError: no such config file.
+      ValueError: an unknown field, a value of another type, or values that no run can have.
+    """
+    parsed, argv = flags.FlagValues(), ["sweep", *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=parsed, sys_argv=argv)
+    try:
+        parsed(argv)
+        found = holder.value
+    except AttributeError as error:
+        raise ValueError(f"no config field {config.field_message(error)}") from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    config.check(found)
+    return found
+
+
+def done(path: Path, expected: ConfigDict) -> bool:
+    """Whether a cell's result is stored, and by the config that is asked for.
+
+    Raises:
+      ValueError: the file holds the result of another config (the difference is shown), or is
+        damaged.
+    """
+    if not path.exists():
+        return False
+    stored = records.read_result(path)["config"]
+    config.check_same(stored, expected, path, remedy="another --out")
+    return True

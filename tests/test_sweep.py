@@ -1,0 +1,175 @@
+"""Sweeps: which cells there are, which are missing, and what becomes of failed and killed ones."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import report_fixture as fixture
+
+from experiments import cells, config, pareto, sweep, workers
+from experiments.cells import Cell
+from experiments.configs import digits
+
+# ml_collections reads config files through an importer that Python is giving up.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = Path(digits.__file__)
+DCE, SCRATCH = Cell("vgg-digits", "dce", 0.5, 0), Cell("vgg-digits", "scratch", 0.5, 0)
+
+
+def test_grid_has_each_cell_once_and_dense_for_one_keep():
+    found = cells.grid(["a", "b"], ["dense", "dce"], [0.25, 0.5], [0, 1])
+    assert len(found) == len(set(found)) == 2 * 2 * (1 + 2)
+    assert [c.name for c in found[:4]] == [
+        "a-dense-seed0",
+        "a-dce-keep0.25-seed0",
+        "a-dce-keep0.5-seed0",
+        "a-dense-seed1",
+    ]
+
+
+def test_settings_are_what_the_main_job_would_make_of_the_words():
+    found = cells.settings(cells.words(DCE, CONFIG, ["steps=7", "widths=conv0=3"]))
+    expected = digits.get_config()
+    expected.update(steps=7, widths="conv0=3")
+    assert config.plain(found) == config.plain(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "lerning_rate=1"], 'no config field lerning_rate.*"learning_rate"'),
+        (["--set", "batch_size=x"], "config.batch_size=x: invalid literal for int"),
+        (["--set", "epochs"], "--set 'epochs' is not FIELD=VALUE"),
+        (["--set", "seed=3"], "--set 'seed=3': the grid sets seed, use --seeds"),
+        (["--methods", "dce,dcee"], "unknown method 'dcee'; did you mean 'dce'"),
+        (["--networks", "vgg1"], "unknown network 'vgg1'"),
+        (["--keeps", "0.5,1.5"], "keep is 1.5: it must be above 0 and at most 1"),
+        (["--workers", "0"], "workers is 0: at least one must run"),
+        (["--config", "nowhere.py"], "No such file.*nowhere.py"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments, message, tmp_path, capsys):
+    base = ["--config", str(CONFIG), "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "r")]
+    assert sweep.main([*base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message, error, re.DOTALL), error
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").iterdir())
+
+
+def stored(cell: Cell, **changes) -> dict:
+    expected = config.portable(cells.settings(cells.words(cell, CONFIG, [])))
+    made = fixture.result(method=cell.method, seed=cell.seed, keep=cell.keep)
+    return {**made, "config": expected | changes}
+
+
+def test_stored_results_are_not_run_again_and_those_of_other_configs_refused(tmp_path):
+    (tmp_path / f"{DCE.name}.json").write_text(json.dumps(stored(DCE)))
+    assert sweep.missing([DCE, SCRATCH], CONFIG, [], tmp_path) == [SCRATCH]
+    (tmp_path / f"{SCRATCH.name}.json").write_text(json.dumps(stored(SCRATCH, epochs=3.0)))
+    with pytest.raises(
+        ValueError, match=r"(?s)scratch.*epochs: 3.0 there, 20.0 now.*another --out"
+    ):
+        sweep.missing([DCE, SCRATCH], CONFIG, [], tmp_path)
+
+
+def python(tmp_path: Path, name: str, code: str) -> workers.Job:
+    workdir = tmp_path / name
+    text = f"import pathlib; w = pathlib.Path({str(workdir)!r}); w.mkdir(exist_ok=True)\n{code}"
+    return workers.Job(name, (sys.executable, "-c", text), tmp_path / f"{name}.log", workdir)
+
+
+def test_a_failed_job_holds_up_no_other_and_leaves_its_log(tmp_path):
+    jobs = [
+        python(tmp_path, "bad", "print('why', flush=True); raise SystemExit(3)"),
+        *(python(tmp_path, f"good{i}", "(w / 'x').write_text('')") for i in range(3)),
+    ]
+    seen = []
+    found = workers.run(jobs, count=2, finished=seen.append)
+    assert [job.name for job in found.failed] == ["bad"] and not found.interrupted
+    assert sorted(job.name for job in seen) == ["good0", "good1", "good2"]
+    assert jobs[0].log.read_text() == "why\n"
+
+
+def test_an_interrupt_lets_running_jobs_save_and_starts_no_more(tmp_path):
+    saving = (
+        "import signal, sys, time\n"
+        "def save(*_):\n    (w / 'saved').write_text('')\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\n(w / 'ready').write_text('')\ntime.sleep(60)"
+    )
+    jobs = [python(tmp_path, "first", saving), python(tmp_path, "second", saving)]
+
+    def interrupt():
+        while not (tmp_path / "first" / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    found = workers.run(jobs, count=1, finished=lambda _: None)
+    watcher.join()
+    assert found == workers.Outcome((), True)
+    assert (tmp_path / "first" / "saved").exists() and not (tmp_path / "second").exists()
+
+
+def test_workers_share_out_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7}, raising=False)
+    assert workers.lanes(1) == [set()]
+    assert workers.lanes(2) == [{0, 1}, {2, 5}]
+    assert workers.lanes(6) == [set()] * 6
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert workers.lanes(2) == [set(), set()]
+
+
+def test_a_sweep_runs_what_is_missing_and_ends_with_table_and_picture(tmp_path, capsys):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    arguments = [
+        *("--config", str(CONFIG), "--out", str(out), "--runs", str(runs)),
+        *("--methods", "scratch", "--keeps", "0.5", "--seeds", "0"),
+        *("--set", "steps=3", "--set", "width=0.1", "--set", "batch_size=8"),
+    ]
+    assert sweep.main([*arguments, "--list"]) == 0
+    assert capsys.readouterr().out == "1 cells, 1 to run\nvgg-digits-scratch-keep0.5-seed0\n"
+    assert sweep.main(arguments) == 0
+    assert (out / "vgg-digits-scratch-keep0.5-seed0.json").exists()
+    assert "| scratch |" in (out / sweep.TABLE).read_text()
+    assert (out / sweep.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert "1 cells, 1 to run" in capsys.readouterr().out
+    assert sweep.main(arguments) == 0
+    assert "1 cells, 0 to run" in capsys.readouterr().out
+
+
+def test_a_failing_run_is_named_with_its_log(tmp_path, capsys, monkeypatch):
+    def broken(cell, config_file, changes, runs):
+        return python(runs, cell.name, "raise SystemExit(1)")
+
+    monkeypatch.setattr(sweep, "job", broken)
+    base = ["--config", str(CONFIG), "--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
+    assert sweep.main([*base, "--methods", "dce"]) == 1
+    assert f"failed: {DCE.name}, see {tmp_path / 'r' / DCE.name}.log" in capsys.readouterr().out
+
+
+def test_picture_has_a_point_per_row_with_its_spread():
+    results = [
+        *(fixture.result(seed=s, keep=k) for k in (0.25, 0.5) for s in (0, 1)),
+        fixture.result(method="dense", keep=1.0, macs_compact=2_000_000),
+    ]
+    left, right = pareto.pareto(results).axes
+    points = {c.get_label(): c.lines[0].get_xydata().tolist() for c in left.containers}
+    assert points == {
+        "dense": [[2_000_000, 0.96]],
+        "dce": [[520_000, 0.965], [520_000, 0.965]],
+    }
+    assert {c.get_label(): len(c.lines[0].get_xdata()) for c in right.containers} == {
+        "dense": 1,
+        "dce": 2,
+    }
+    with pytest.raises(ValueError, match="no results to draw"):
+        pareto.pareto([])
