@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments import pooling
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
@@ -44,13 +45,17 @@ def pareto(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS, strict=True):
-        for name, groups in lines.items():
-            _line(axes, name, groups, cost, several=several)
+        for place, (name, groups) in enumerate(lines.items()):
+            # Methods of one budget cost the same: a few points apart, their bars stay legible.
+            shift = ScaledTranslation(5 / 72 * (place - len(lines) / 2), 0, figure.dpi_scale_trans)
+            _line(axes, name, groups, cost, several=several, shift=shift)
         style(axes).set_xlabel(label, fontsize=10)
-        axes.set_xscale("log")
+        axes.set_xlim(0, 1.08 * max(run[cost] for run in results))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
-        axes.tick_params(which="minor", labelsize=8, colors=INK)
+    # Shifted lines are none that matplotlib would scale the axes by.
+    bounds = [bound for runs in pooling.group(results) for bound in _bounds(runs)]
+    margin = 0.08 * (max(bounds) - min(bounds)) or 0.01
+    panels[0].set_ylim(min(bounds) - margin, max(bounds) + margin)
     panels[0].set_ylabel("test accuracy", fontsize=10)
     panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1, symbol=" %"))
     handles, labels = panels[0].get_legend_handles_labels()
@@ -65,17 +70,29 @@ def _line(
     cost: str,
     *,
     several: bool,
+    shift: Transform,
 ) -> None:
     dataset, network, method = name
-    accuracies = [[run["test_accuracy"] for run in runs] for runs in groups]
+    accuracies = [_mean_and_spread(runs) for runs in groups]
     axes.errorbar(
         [statistics.fmean(run[cost] for run in runs) for runs in groups],
-        [statistics.fmean(values) for values in accuracies],
-        yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in accuracies],
+        [mean for mean, _ in accuracies],
+        yerr=[spread for _, spread in accuracies],
         color=COLOURS.get(method, BLUE),
         label=f"{method}, {network} on {dataset}" if several else method,
         marker="o",
         markersize=5,
         linewidth=1.2,
         capsize=3,
+        transform=axes.transData + shift,
     )
+
+
+def _mean_and_spread(runs: Sequence[Result]) -> tuple[float, float]:
+    values = [run["test_accuracy"] for run in runs]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _bounds(runs: Sequence[Result]) -> tuple[float, float]:
+    mean, spread = _mean_and_spread(runs)
+    return mean - spread, mean + spread

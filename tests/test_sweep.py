@@ -171,5 +171,8 @@ def test_picture_has_a_point_per_row_with_its_spread():
         "dense": 1,
         "dce": 2,
     }
+    spread = 0.01 / 2**0.5
+    low, high = left.get_ylim()
+    assert low < 0.96 and high > 0.965 + spread and left.get_xlim() == (0, 1.08 * 2_000_000)
     with pytest.raises(ValueError, match="no results to draw"):
         pareto.pareto([])
