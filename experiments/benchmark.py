@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from dce_jax import networks
 from experiments import bench, cost_plot, cost_rows, machine, output, timing, variants
+from experiments.arguments import list_of
 
 _EPILOG = """\
 How to read the table: "/ narrow" is the median over rounds of a step's time divided by the time
@@ -49,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", None, "write the figures here, and a picture (.png) beside them", metavar="FILE")
     add("--network", "vgg16", f"one of {', '.join(networks.NETWORKS)}", metavar="NAME")
     add("--batch", 64, "examples per step", type=int, metavar="N")
-    add("--keep", "0.5", "shares of every group's channels", type=_list_of(float), metavar="X,Y")
-    add("--select_every", "1,10", "steps per selection", type=_list_of(int), metavar="R,S")
+    add("--keep", "0.5", "shares of every group's channels", type=list_of(float), metavar="X,Y")
+    add("--select_every", "1,10", "steps per selection", type=list_of(int), metavar="R,S")
     add(
         "--pairs",
         15,
@@ -77,16 +78,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
     )
     return parser
-
-
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(dict.fromkeys(kind(word) for word in text.split(",")))
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,10") from error
-
-    return parse
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
-"""Progress on the terminal: a bar with the time left, loss, accuracy and channels explored."""
+"""Progress on the terminal: a bar with the time left, and a line of facts below it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,57 +15,61 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class Display(NamedTuple):
-    """A progress bar of a run.
+    """A progress bar and the line below it.
 
     Attributes:
+      live: what the terminal shows.
       bar: the bar.
       task: its only task.
     """
 
+    live: Live
     bar: Progress
     task: TaskID
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.bar.console.print(text, highlight=False, markup=False)
+        self.live.console.print(text, highlight=False, markup=False)
+
+    def tell(self, completed: int, facts: str) -> None:
+        """Moves the bar and replaces the line below it."""
+        self.bar.update(self.task, completed=completed)
+        self.live.update(Group(self.bar, Text(facts)))
 
     def update(self, line: dict[str, Any]) -> None:
         """Shows a block's metrics."""
         explored = line["explored"]
         seen = "" if explored is None else f"  channels explored {explored:.0%}"
         facts = f"{line['phase']}  loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}{seen}"
-        self.bar.update(self.task, completed=line["step"], facts=facts)
+        self.tell(line["step"], facts)
 
 
-def bar(console: Console | None = None) -> Progress:
-    """A bar with counts, time spent, time left and a field ``facts``.
+@contextmanager
+def progress(
+    name: str, total: int, *, facts: str = "", console: Console | None = None
+) -> Iterator[Display]:
+    """Opens a progress bar.
 
     Args:
+      name: shown before the bar.
+      total: steps of a run, or runs of a sweep.
+      facts: what the line below it says at first.
       console: where to; the standard error stream unless told.
     """
-    return Progress(
+    # The bar alone fits a terminal of 80 columns; facts beside it would squeeze out the times.
+    bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}"),
-        console=console or Console(stderr=True),
     )
-
-
-@contextmanager
-def progress(name: str, steps: int, *, console: Console | None = None) -> Iterator[Display]:
-    """Opens the progress bar of a run.
-
-    Args:
-      name: shown before the bar.
-      steps: length of the run.
-      console: where to; the standard error stream unless told.
-    """
-    with bar(console) as opened:
-        yield Display(opened, opened.add_task(name, total=steps, facts="compiling"))
+    task = bar.add_task(name, total=total)
+    shown = Group(bar, Text(facts))
+    with Live(shown, console=console or Console(stderr=True), refresh_per_second=4) as live:
+        yield Display(live, bar, task)

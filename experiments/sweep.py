@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from experiments import cells, pareto, pooling, records, result, tables, workers
+from experiments.arguments import list_of
 from experiments.cells import Cell
 
 TABLE, PICTURE = "table.md", "pareto.png"
@@ -95,14 +95,6 @@ def _network(arguments: argparse.Namespace) -> str:
     return cells.settings([f"--config={arguments.config}"]).network
 
 
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def parse(text: str) -> list[Any]:
-        return [kind(word.strip()) for word in text.split(",")]
-
-    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse shows it in errors
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.sweep",
@@ -118,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--methods",
-        type=_list_of(str),
-        default=list(pooling.METHODS),
+        type=list_of(str),
+        default=pooling.METHODS,
         help=f"default {','.join(pooling.METHODS)}",
     )
-    parser.add_argument("--keeps", type=_list_of(float), default=[0.5], help="default 0.5")
-    parser.add_argument("--seeds", type=_list_of(int), default=[0], help="default 0")
-    parser.add_argument("--networks", type=_list_of(str), help="default: the config's")
+    parser.add_argument("--keeps", type=list_of(float), default=(0.5,), help="default 0.5")
+    parser.add_argument("--seeds", type=list_of(int), default=(0,), help="default 0")
+    parser.add_argument("--networks", type=list_of(str), help="default: the config's")
     parser.add_argument(
         "--set",
         metavar="FIELD=VALUE",

@@ -70,7 +70,10 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     images = data.load(settings.dataset, data_dir=settings.data_dir)
     run, programs = setup.build(settings, images), Programs()
     name = f"{settings.name} {settings.method} seed {settings.seed}"
-    with progress(name, run.steps) as display, session.interruptible() as asked:
+    with (
+        progress(name, run.steps, facts="compiling") as display,
+        session.interruptible() as asked,
+    ):
         state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
         while done < run.steps:

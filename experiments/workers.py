@@ -63,9 +63,8 @@ def run(jobs: Sequence[Job], *, count: int, finished: Callable[[Job], None]) -> 
     if count < 1:
         raise ValueError(f"workers is {count}: at least one must run")
     waiting, running, failed, stopped = list(jobs), list[_Running](), list[Job](), False
-    shares = lanes(count)
-    with display.bar() as bar, session.interruptible() as asked:
-        task = bar.add_task("sweep", total=len(jobs), facts="")
+    shares, over = lanes(count), 0
+    with display.progress("sweep", len(jobs)) as bar, session.interruptible() as asked:
         while waiting or running:
             if asked() and not stopped:
                 stopped = True
@@ -83,7 +82,8 @@ def run(jobs: Sequence[Job], *, count: int, finished: Callable[[Job], None]) -> 
                     finished(one.job)
                 elif not stopped:
                     failed.append(one.job)
-            bar.update(task, advance=len(ended), facts=", ".join(_where(r) for r in running))
+            over += len(ended)
+            bar.tell(over, ", ".join(_where(one) for one in running))
     return Outcome(tuple(failed), stopped)
 
 
