@@ -118,13 +118,13 @@ def build(module: nn.Module, variables: PyTree) -> ChannelMap:
     """
     widths = module_widths(module)
     boxed = jax.tree_util.tree_leaves_with_path(variables["params"], is_leaf=_is_box)
-    leaves = [_parameter_leaf(path_names(path), box, widths) for path, box in boxed]
+    leaves = [_named_leaf("params", path_names(path), box, widths) for path, box in boxed]
     by_path = {leaf.path: leaf for leaf in leaves}
     state = [
-        _state_leaf(collection, path_names(path), value, by_path)
+        _state_leaf(collection, path_names(path), value, widths, by_path)
         for collection, tree in variables.items()
         if collection != "params"
-        for path, value in jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
+        for path, value in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box)
     ]
     _check_ends(leaves, widths)
     return ChannelMap(tuple(widths.items()), tuple(leaves + state))
@@ -234,7 +234,7 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.meta.AxisMetadata)
 
 
-def _parameter_leaf(path: Path, box: Any, widths: Widths) -> Leaf:
+def _named_leaf(collection: str, path: Path, box: Any, widths: Widths) -> Leaf:
     value = nn.unbox(box)
     given = getattr(box, "names", (None,) * value.ndim) if _is_box(box) else (None,) * value.ndim
     if len(given) != value.ndim:
@@ -255,10 +255,14 @@ def _parameter_leaf(path: Path, box: Any, widths: Widths) -> Leaf:
                 f"leaf {show(path)} has {value.shape[axis]} entries on axis {axis}, but its groups "
                 f"{groups} have {total} channels together: the name is wrong, or two sizes share it"
             )
-    return Leaf("params", path, value.shape, value.dtype, AxisNames(axes))
+    return Leaf(collection, path, value.shape, value.dtype, AxisNames(axes))
 
 
-def _state_leaf(collection: str, path: Path, value: Any, params: dict[Path, Leaf]) -> Leaf:
+def _state_leaf(
+    collection: str, path: Path, value: Any, widths: Widths, params: dict[Path, Leaf]
+) -> Leaf:
+    if _is_box(value):
+        return _named_leaf(collection, path, value, widths)
     # Initializers of running statistics carry no names, so the norm's own vectors lend theirs.
     for sibling in ("scale", "bias"):
         leaf = params.get((*path[:-1], sibling))

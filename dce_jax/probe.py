@@ -39,8 +39,7 @@ def channel_map(module: nn.Module, example: Any) -> ChannelMap:
     """
     channels = maps.build(module, forward.shapes(module, example))
     narrow = _narrow_widths(channels)
-    shapes = nn.unbox(forward.shapes(maps.with_widths(module, narrow), example))
-    maps.check_shapes(channels, narrow, shapes)
+    maps.check_shapes(channels, narrow, _narrow_shapes(module, example, channels, narrow))
     differences = _differences(module, example, channels, narrow)
     if not _close(differences):
         _refuse(module, example, channels, narrow, differences)
@@ -55,6 +54,28 @@ def _narrow_widths(channels: ChannelMap) -> dict[str, int]:
     }
 
 
+def _narrow_shapes(
+    module: nn.Module, example: Any, channels: ChannelMap, narrow: dict[str, int]
+) -> PyTree:
+    try:
+        return nn.unbox(forward.shapes(maps.with_widths(module, narrow), example))
+    except Exception as error:  # whatever it is: at full width the network ran
+        tied = [g for g in narrow if not _traces(module, example, {**channels.full, g: narrow[g]})]
+        raise ValueError(
+            f"the network does not run when channels of {tied or list(narrow)} are left out "
+            f"({error}). Groups that are added together, or share a layer, must share a name; "
+            "nothing else may fix their sizes"
+        ) from error
+
+
+def _traces(module: nn.Module, example: Any, widths: dict[str, int]) -> bool:
+    try:
+        forward.shapes(maps.with_widths(module, widths), example)
+    except Exception:
+        return False
+    return True
+
+
 def _refuse(
     module: nn.Module,
     example: Any,
@@ -65,7 +86,9 @@ def _refuse(
     guilty = []
     for group, width in narrow.items():
         alone = {**channels.full, group: width}
-        if not _close(_differences(module, example, channels, alone)):
+        if not _traces(module, example, alone) or not _close(
+            _differences(module, example, channels, alone)
+        ):
             guilty.append(group)
     worst = max(differences, key=lambda mode: differences[mode])
     raise ValueError(
@@ -106,8 +129,7 @@ def _compare(
 ) -> dict[str, Array]:
     names = {name: channels.names(name, tree) for name, tree in variables.items()}
     masked = {
-        **variables,
-        "params": _mask(variables["params"], names["params"], selection, channels),
+        name: _mask(tree, names[name], selection, channels) for name, tree in variables.items()
     }
     cut = {
         name: slab.gather(tree, names[name], selection, channels.full)
@@ -172,7 +194,7 @@ def _random_selection(
     }
 
 
-def _mask(params: PyTree, names: PyTree, selection: Selection, channels: ChannelMap) -> PyTree:
+def _mask(tree: PyTree, names: PyTree, selection: Selection, channels: ChannelMap) -> PyTree:
     def one(leaf: Array, name: AxisNames) -> Array:
         for axis, groups in enumerate(name.axes[:-1]):
             if groups:
@@ -181,7 +203,7 @@ def _mask(params: PyTree, names: PyTree, selection: Selection, channels: Channel
                 leaf = leaf * jnp.concatenate(parts).reshape(shape).astype(leaf.dtype)
         return leaf
 
-    return jax.tree.map(one, params, names)
+    return jax.tree.map(one, tree, names)
 
 
 def _kept(group: str, selection: Selection, width: int) -> Array:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import jax.numpy as jnp
 
-from dce_jax.types import Array, Evidence, Path, PyTree, Rewards, Signal
+from dce_jax.types import Array, Evidence, Parts, Path, PyTree, Rewards, Signal
 
 Norms = Mapping[str, tuple[Path, ...]]
 """Channel group -> paths of the norms that carry its reward (``reward_norms`` of a network)."""
@@ -20,20 +20,23 @@ Kernels = Mapping[str, tuple[Path, ...]]
 """Channel group -> paths of the kernels whose last axis produces it (`channels.producers`)."""
 
 
-def norm_taylor(norms: Norms) -> Signal:
+def norm_taylor(norms: Norms, parts: Parts | None = None) -> Signal:
     """Batch-level first-order Taylor, read off the norms' own gradients at no cost.
 
     ``|sum over norms of (gamma dL/dgamma + beta dL/dbeta)|`` is ``|sum of y dL/dy|`` over examples
     and positions at a norm's output y, and equally behind a ReLU or leaky ReLU, which are
     positively homogeneous; not behind ReLU6 or GELU. It is identically zero for a norm whose output
     meets another train-mode norm through a per-channel map: networks declare norms that do not.
+
+    Args:
+      norms: a network's ``reward_norms()``.
+      parts: where groups lie on norms over concatenations, at the slab's widths
+        (`dce_jax.parts.norm_parts`); such a norm cannot be read without.
     """
 
     def value(evidence: Evidence) -> Rewards:
-        return {
-            group: jnp.abs(_total(_norm_terms(evidence, path) for path in paths))
-            for group, paths in norms.items()
-        }
+        terms = functools.partial(_norm_terms, evidence)
+        return {g: jnp.abs(_over_norms(terms, paths, g, parts)) for g, paths in norms.items()}
 
     return Signal("norm_taylor", False, value)
 
@@ -89,14 +92,20 @@ def weight_l2(kernels: Kernels) -> Signal:
     return Signal("weight_l2", False, value)
 
 
-def norm_scale(norms: Norms) -> Signal:
-    """``|gamma|`` of the group's norms, added up (Liu et al. 2017, network slimming)."""
+def norm_scale(norms: Norms, parts: Parts | None = None) -> Signal:
+    """``|gamma|`` of the group's norms, added up (Liu et al. 2017, network slimming).
+
+    Args:
+      norms: as for `norm_taylor`.
+      parts: as for `norm_taylor`.
+    """
+
+    def scale(evidence: Evidence, path: Path) -> Array:
+        return jnp.abs(_at(evidence.params, (*path, "scale")))
 
     def value(evidence: Evidence) -> Rewards:
-        return {
-            group: _total(jnp.abs(_at(evidence.params, (*path, "scale"))) for path in paths)
-            for group, paths in norms.items()
-        }
+        terms = functools.partial(scale, evidence)
+        return {g: _over_norms(terms, paths, g, parts) for g, paths in norms.items()}
 
     return Signal("norm_scale", False, value)
 
@@ -134,6 +143,23 @@ def _norm_terms(evidence: Evidence, path: Path) -> Array:
     # A norm may lack one of the two vectors; its share is then another layer's to carry.
     weights, grads = _at(evidence.params, path), _at(evidence.grads, path)
     return _total(weights[name] * grads[name] for name in weights)
+
+
+def _over_norms(
+    terms: Callable[[Path], Array], paths: Iterable[Path], group: str, parts: Parts | None
+) -> Array:
+    """Adds up what a group's norms say, each at the places where the group lies."""
+    found = []
+    for path in paths:
+        places = (parts or {}).get(path, {}).get(group)
+        whole = terms(path)
+        found += [whole] if places is None else [whole[start : start + n] for start, n in places]
+    if len({term.shape for term in found}) > 1:
+        raise ValueError(
+            f"the norms of group {group!r} have different sizes {[t.shape[0] for t in found]}: "
+            "where a norm holds several groups, pass dce_jax.parts.norm_parts(channels, widths)"
+        )
+    return _total(found)
 
 
 def _over_weights(params: PyTree, kernels: Kernels, pointwise: Callable[[Array], Array]) -> Rewards:

@@ -20,6 +20,9 @@ Path: TypeAlias = tuple[str, ...]
 Widths: TypeAlias = Mapping[str, int]
 """Channel group -> number of channels."""
 
+Parts: TypeAlias = Mapping[Path, Mapping[str, tuple[tuple[int, int], ...]]]
+"""Path of a norm over several groups -> group -> ``(start, size)`` of each of its places."""
+
 Selection: TypeAlias = dict[str, Array]
 """Channel group -> int32[K] indices: sorted, distinct, in range; absent groups are whole."""
 

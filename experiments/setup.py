@@ -16,6 +16,7 @@ from dce_jax import channels as maps
 from dce_jax import cost, forward, networks, probe, saliency, scores, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
+from dce_jax.parts import norm_parts
 from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
 from experiments import optimizers
 from experiments.config import parse_widths
@@ -90,7 +91,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         model_state=model_state(shapes),
         tx=tx,
         loss=loss,
-        signal=make_signal(config.signal, module, channels),
+        signal=make_signal(config.signal, module, channels, budget),
         gate_shapes=forward.gate_shapes(thin, example),
         score=make_score(config, commit_step),
         discount=config.discount,
@@ -179,7 +180,7 @@ def forward_macs(module: nn.Module, example: Any) -> int:
     return cost.macs(lambda v, x: module.apply(v, x), variables, one)
 
 
-def make_signal(name: str, module: nn.Module, channels: ChannelMap) -> Signal:
+def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budget) -> Signal:
     """A saliency signal by name, for a network that declares its norms.
 
     Raises:
@@ -192,7 +193,7 @@ def make_signal(name: str, module: nn.Module, channels: ChannelMap) -> Signal:
                 f"signal {name!r} is read off norms, but {type(module).__name__} declares none in "
                 "reward_norms(): use gate_taylor, or declare them"
             )
-        return getattr(saliency, name)(declared())
+        return getattr(saliency, name)(declared(), norm_parts(channels, budget.compact))
     if name in ("weight_l1", "weight_l2"):
         return getattr(saliency, name)(maps.producers(channels))
     return getattr(saliency, name)()

@@ -17,6 +17,7 @@ import jax
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from dce_jax import cost, forward, saliency, scores, step
+from dce_jax.parts import norm_parts
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import masking
 from experiments.bench import Bench, initial
@@ -101,7 +102,9 @@ def _pieces(
         model_state=wide.model_state,
         tx=bench.tx,
         loss=loss,
-        signal=saliency.norm_taylor(bench.module.reward_norms()),
+        signal=saliency.norm_taylor(
+            bench.module.reward_norms(), norm_parts(bench.channels, budget.compact)
+        ),
         score=partial(scores.ucb, alpha=ALPHA),
     )
 

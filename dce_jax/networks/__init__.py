@@ -3,15 +3,39 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
-from dce_jax.networks.gates import gate
-from dce_jax.networks.vgg import LAYOUTS, VGG, vgg
+from dce_jax.networks.densenet import LAYOUTS as DENSENETS
+from dce_jax.networks.densenet import DenseNet, densenet
+from dce_jax.networks.gates import gate, gate_parts
+from dce_jax.networks.mobilenet import STRIDES as MOBILENETS
+from dce_jax.networks.mobilenet import MobileNetV2, mobilenet
+from dce_jax.networks.preact import LAYOUTS as PREACTS
+from dce_jax.networks.preact import PreactResNet, preact
+from dce_jax.networks.resnet import LAYOUTS as RESNETS
+from dce_jax.networks.resnet import PROJECTION, ResNet, resnet
+from dce_jax.networks.vgg import LAYOUTS as VGGS
+from dce_jax.networks.vgg import VGG, vgg
 
-NETWORKS: dict[str, Callable[..., VGG]] = {name: partial(vgg, name) for name in LAYOUTS}
+Network: TypeAlias = VGG | ResNet | PreactResNet | DenseNet | MobileNetV2
+"""Any network here: a module with ``widths`` and ``reward_norms()``."""
+
+NETWORKS: dict[str, Callable[..., Network]] = {
+    **{name: partial(vgg, name) for name in VGGS},
+    **{name: partial(resnet, name) for name in RESNETS},
+    **{
+        f"{name}-projection": partial(resnet, name, shortcut=PROJECTION)
+        for name, layout in RESNETS.items()
+        if not layout.large  # those for 224x224 have no other shortcut
+    },
+    **{name: partial(preact, name) for name in PREACTS},
+    **{name: partial(densenet, name) for name in DENSENETS},
+    **{name: partial(mobilenet, name) for name in MOBILENETS},
+}
 """Name -> constructor ``(num_classes, dtype=..., width=...)`` of a full-width network."""
 
 
-def build(name: str, **options: object) -> VGG:
+def build(name: str, **options: object) -> Network:
     """Builds a full-width network by name.
 
     Raises:
@@ -24,4 +48,20 @@ def build(name: str, **options: object) -> VGG:
     return NETWORKS[name](**options)
 
 
-__all__ = ["NETWORKS", "VGG", "build", "gate", "vgg"]
+__all__ = [
+    "NETWORKS",
+    "VGG",
+    "DenseNet",
+    "MobileNetV2",
+    "Network",
+    "PreactResNet",
+    "ResNet",
+    "build",
+    "densenet",
+    "gate",
+    "gate_parts",
+    "mobilenet",
+    "preact",
+    "resnet",
+    "vgg",
+]

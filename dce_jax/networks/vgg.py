@@ -1,12 +1,11 @@
 """VGG with batch norm for small images: convolutions, batch norms and one linear layer."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from dce_jax.networks import layers
 from dce_jax.networks.gates import gate
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -50,7 +49,7 @@ class VGG(nn.Module):
         Raises:
           ValueError: images of another rank, or so small that the pools leave nothing.
         """
-        self._check(x)
+        layers.check_images(x, 2 ** len(self.depths))
         x = x.astype(self.dtype)
         index, before = 0, None
         for depth in self.depths:
@@ -60,41 +59,15 @@ class VGG(nn.Module):
                 index, before = index + 1, group
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.mean(axis=(1, 2))
-        kernel = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (before, None))
-        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=kernel, name="head")(x)
+        x = layers.head(self.num_classes, before, dtype=self.dtype)(x)
         return x.astype(jnp.float32)
 
     def _unit(
         self, x: jax.Array, before: str | None, group: str, index: int, train: bool
     ) -> jax.Array:
-        named = nn.with_logical_partitioning
-        conv = partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False, dtype=self.dtype)
-        he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        x = conv(
-            self.widths[group],
-            kernel_init=named(he_normal, (None, None, before, group)),
-            name=f"conv{index}",
-        )(x)
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            dtype=self.dtype,
-            scale_init=named(nn.initializers.ones_init(), (group,)),
-            bias_init=named(nn.initializers.zeros_init(), (group,)),
-            name=f"norm{index}",
-        )(x)
+        x = layers.conv(self.widths, before, group, name=f"conv{index}", dtype=self.dtype)(x)
+        x = layers.norm(group, name=f"norm{index}", train=train, dtype=self.dtype)(x)
         return gate(self, nn.relu(x), group)
-
-    def _check(self, x: jax.Array) -> None:
-        smallest = 2 ** len(self.depths)
-        if x.ndim != 4:
-            raise ValueError(f"images must be float[B, H, W, D], got shape {x.shape}")
-        if min(x.shape[1:3]) < smallest:
-            raise ValueError(
-                f"images of {x.shape[1]}x{x.shape[2]} would be pooled to nothing by "
-                f"{len(self.depths)} pools: the smallest size is {smallest}x{smallest}; pad the "
-                "images or choose a network with fewer stages"
-            )
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms whose gradients carry the group's reward."""
@@ -113,14 +86,10 @@ def vgg(name: str, *, num_classes: int, dtype: jnp.dtype = jnp.float32, width: f
     Raises:
       ValueError: unknown name or a width that is not positive.
     """
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown VGG {name!r}: one of {sorted(LAYOUTS)}")
-    if width <= 0:
-        raise ValueError(f"width multiplier {width} must be positive")
-    stages = LAYOUTS[name]
-    sizes = [max(1, int(channels * width)) for stage in stages for channels in stage]
+    layers.check_name(name, LAYOUTS, "VGG")
+    sizes = [layers.scaled(channels, width) for stage in LAYOUTS[name] for channels in stage]
     return VGG(
-        depths=tuple(len(stage) for stage in stages),
+        depths=tuple(len(stage) for stage in LAYOUTS[name]),
         widths=FrozenDict({f"conv{i}": size for i, size in enumerate(sizes)}),
         num_classes=num_classes,
         dtype=dtype,
