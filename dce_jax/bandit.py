@@ -4,6 +4,7 @@ One super arm is chosen per group: additive rewards make the exact oracle of CUC
 Yuan, ICML 2013) the K largest scores. Scope (per group) and rewards are this project's choice.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -49,11 +50,18 @@ class UpdateInfo(NamedTuple):
     bad_rewards: Array
 
 
-def init(budget: Budget) -> BanditState:
-    """A bandit that has seen nothing, over the groups with K < C."""
+def init(budget: Budget, groups: Collection[str] | None = None) -> BanditState:
+    """A bandit that has seen nothing.
+
+    Args:
+      budget: K per group.
+      groups: those it keeps account of; by default the groups with K < C. Name more where a later
+        budget may contest them.
+    """
+    known = budget.contested if groups is None else groups
 
     def zeros() -> dict[str, Array]:
-        return {group: jnp.zeros(budget.full[group], jnp.float32) for group in budget.contested}
+        return {group: jnp.zeros(budget.full[group], jnp.float32) for group in known}
 
     return BanditState(zeros(), zeros(), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
@@ -83,7 +91,7 @@ def select(
 def update(
     key: Array, state: BanditState, *, selection: Selection, rewards: Rewards, discount: float = 1.0
 ) -> tuple[BanditState, UpdateInfo]:
-    """Books one play of every selected channel.
+    """Books one play of every selected channel; groups without a selection stay as they are.
 
     A NaN or infinite reward is a play with reward 0, so that an arm which always fails ends with
     the lowest mean instead of staying unplayed for ever.
@@ -98,6 +106,9 @@ def update(
     del key
     plays, sums, bad = {}, {}, jnp.zeros((), jnp.int32)
     for group, before in state.plays.items():
+        if group not in selection:  # it executes whole
+            plays[group], sums[group] = before, state.sums[group]
+            continue
         chosen, reward = selection[group], rewards[group]
         if reward.shape != chosen.shape:
             raise ValueError(

@@ -103,10 +103,6 @@ def from_fraction(
     """
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep is {keep}: the fraction of channels must be above 0 and at most 1")
-    if multiple_of < 1 or min_channels < 1:
-        raise ValueError(
-            f"multiple_of is {multiple_of} and min_channels is {min_channels}: both must be >= 1"
-        )
     for group in whole:
         check_group(group, widths)
     return Budget(
@@ -114,7 +110,15 @@ def from_fraction(
             (
                 group,
                 width,
-                width if group in whole else _round(group, width, keep, multiple_of, min_channels),
+                width
+                if group in whole
+                else rounded(
+                    group,
+                    width,
+                    keep * width,
+                    multiple_of=multiple_of,
+                    min_channels=min_channels,
+                ),
             )
             for group, width in widths.items()
         )
@@ -171,21 +175,26 @@ def from_macs(
     return at(keeps[low])
 
 
-def check_group(group: str, known: Iterable[str]) -> None:
-    """Refuses a group that does not exist, with the nearest name that does.
+def rounded(
+    group: str, width: int, wanted: float, *, multiple_of: int = 1, min_channels: int = 1
+) -> int:
+    """The allowed number of channels that is nearest to a wish.
+
+    Args:
+      group: for messages.
+      width: C.
+      wanted: channels wished for, in [0, C]; C itself is always allowed.
+      multiple_of: K is a multiple of it; halves go up.
+      min_channels: smallest K, or C where that is smaller.
 
     Raises:
-      ValueError: ``group`` is not in ``known``.
+      ValueError: no number is allowed, or a limit below 1.
     """
-    names = sorted(known)
-    if group not in names:
-        near = difflib.get_close_matches(group, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown channel group {group!r}{hint} The groups are {names}")
-
-
-def _round(group: str, width: int, keep: float, multiple_of: int, min_channels: int) -> int:
-    if keep == 1.0:
+    if multiple_of < 1 or min_channels < 1:
+        raise ValueError(
+            f"multiple_of is {multiple_of} and min_channels is {min_channels}: both must be >= 1"
+        )
+    if wanted == width:
         return width
     if multiple_of > width:
         raise ValueError(
@@ -199,8 +208,21 @@ def _round(group: str, width: int, keep: float, multiple_of: int, min_channels: 
             f"group {group!r} has {width} channels: no multiple of {multiple_of} is both at least "
             f"min_channels={min_channels} and at most {width}; lower one of the two"
         )
-    nearest = math.floor(keep * width / multiple_of + 0.5) * multiple_of
+    nearest = math.floor(wanted / multiple_of + 0.5) * multiple_of
     return min(max(nearest, smallest), largest)
+
+
+def check_group(group: str, known: Iterable[str]) -> None:
+    """Refuses a group that does not exist, with the nearest name that does.
+
+    Raises:
+      ValueError: ``group`` is not in ``known``.
+    """
+    names = sorted(known)
+    if group not in names:
+        near = difflib.get_close_matches(group, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown channel group {group!r}{hint} The groups are {names}")
 
 
 def _thresholds(widths: Iterable[int], multiple_of: int) -> list[float]:

@@ -6,7 +6,7 @@ the same step without rewards: it trains dense networks, narrow networks from sc
 committed slab, and is one and the same function for all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -179,10 +179,16 @@ def start(
     return LoopState(params, model_state, tx.init(params), key, jnp.zeros((), jnp.int32))
 
 
-def start_dce(pieces: Pieces, loop: LoopState) -> DceState:
-    """The state of a dynamic run before its first selection."""
+def start_dce(pieces: Pieces, loop: LoopState, groups: Collection[str] | None = None) -> DceState:
+    """The state of a dynamic run before its first selection.
+
+    Args:
+      pieces: of the first budget.
+      loop: the full-width network and its optimizer.
+      groups: those that the bandit keeps account of; by default those with K < C.
+    """
     last = idle.init(loop.params) if pieces.catch_up else None
-    return DceState(loop, bandits.init(pieces.budget), last)
+    return DceState(loop, bandits.init(pieces.budget, groups), last)
 
 
 def plain(

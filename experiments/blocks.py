@@ -14,6 +14,7 @@ import numpy as np
 from dce_jax import step
 from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
+from experiments import plans
 from experiments.programs import Programs, call
 from experiments.setup import Run, initial_variables, model_state, train_key
 
@@ -58,7 +59,8 @@ def block_end(run: Run, done: int) -> int:
     size = -(-run.config.block // every) * every
     begin = 0 if done < run.commit_step else run.commit_step
     end = run.commit_step if done < run.commit_step else run.steps
-    return min(end, begin + ((done - begin) // size + 1) * size)
+    planning = [step for step in plans.steps(run) if step > done]
+    return min(end, *planning[:1], begin + ((done - begin) // size + 1) * size)
 
 
 def start(run: Run) -> Progress:
@@ -69,7 +71,7 @@ def start(run: Run) -> Progress:
     loop = step.start(variables["params"], model_state(variables), run.tx, train_key(seed))
     if method in ("dense", "scratch"):
         return Settled(loop, {})
-    state = Exploring(step.start_dce(run.pieces, loop))
+    state = Exploring(step.start_dce(run.pieces, loop, plans.groups(run)))
     if method == "subset":
         # A fixed random subset of the full initialisation: nothing was played, all ties.
         return commit(run, state)
@@ -90,6 +92,11 @@ def commit(run: Run, state: Exploring) -> Settled:
     """Cuts the final slab; what was not chosen is given up."""
     inside = jax.jit(partial(step.commit, run.pieces))(state.dce)
     return Settled(inside.loop, inside.selection)
+
+
+def replan(run: Run, state: Exploring, done: int) -> Run:
+    """The run with the budget that the bandit suggests by now."""
+    return plans.planned(run, plans.learned(run, state.dce.bandit), done)
 
 
 def run_block(
@@ -117,12 +124,14 @@ def _windows(
     dce, found = state.dce, []
     for begin in range(done, end, run.config.select_every):
         until = min(begin + run.config.select_every, end)
-        inside = call(programs, "enter", partial(step.enter, run.pieces), dce)
+        name = plans.label(run, "enter")
+        inside = call(programs, name, partial(step.enter, run.pieces), dce)
         inside, metrics = _repeat(
             run, programs, "observe", partial(step.observe, run.pieces), inside, begin, until
         )
         leaving = partial(step.leave, run.pieces)
-        dce, info = call(programs, "leave", leaving, dce, inside, donate=True)
+        name = plans.label(run, "leave")
+        dce, info = call(programs, name, leaving, dce, inside, donate=True)
         bad = jnp.zeros_like(metrics["loss"], jnp.int32).at[-1].set(info.bad_rewards)
         found.append({**metrics, "bad_rewards": bad})
     return Exploring(dce), jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
@@ -137,6 +146,7 @@ def _repeat(
     done: int,
     end: int,
 ) -> tuple[Any, dict[str, Array]]:
+    name = plans.label(run, name)
     if scans(run):
         many = step.repeat(one, end - done)
         return call(

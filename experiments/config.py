@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dce_jax import networks
+from dce_jax import allocate, networks
 
 METHODS = ("dce", "dense", "scratch", "subset", "random")
 SIGNALS = (
@@ -22,6 +22,7 @@ SIGNALS = (
     "weight_l2",
     "norm_scale",
 )
+SCALES = {"max": allocate.by_max, "l2": allocate.by_l2, "mean": allocate.by_mean}
 _FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
 
 
@@ -39,6 +40,10 @@ def defaults() -> ConfigDict:
     config.keep = 0.5  # fraction of every group's channels that execute
     config.macs = config_dict.placeholder(float)  # or: share of dense MACs, uniform fraction
     config.widths = ""  # or: explicit "conv0=8,conv1=12"; groups left out stay whole
+    config.allocation = "uniform"  # or global: learned while exploring, at the same MACs
+    config.plans = 3  # global: how often the budget is learned, the last time at the commit
+    config.scale = "l2"  # global: how layers compare: by their max | l2 | mean
+    config.per_cost = False  # global: value a channel per MAC that it costs
     config.multiple_of = 1
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
@@ -76,11 +81,13 @@ def check(config: ConfigDict) -> None:
     _one_of("network", config.network, tuple(networks.NETWORKS))
     _one_of("signal", config.signal, SIGNALS)
     _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+    _one_of("allocation", config.allocation, ("uniform", "global"))
+    _one_of("scale", config.scale, tuple(SCALES))
     _one_of("scan", config.scan, ("auto", "on", "off"))
     for field, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field} is {value}: it must be finite")
-    for field in ("batch_size", "select_every", "block", "checkpoint_blocks"):
+    for field in ("batch_size", "select_every", "block", "checkpoint_blocks", "plans"):
         _at_least(field, config[field], 1)
     _at_least("recalibration_examples", config.recalibration_examples, 1)
     _at_least("seed", config.seed, 0)
@@ -97,6 +104,13 @@ def check(config: ConfigDict) -> None:
     for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width"):
         if config[field] is not None and config[field] < 0:
             raise ValueError(f"{field} is {config[field]}: it must not be negative")
+
+    if config.allocation == "global" and (config.widths or config.method in ("scratch", "subset")):
+        raise ValueError(
+            "allocation is global, learned while a run explores, but "
+            + ("widths are given" if config.widths else f"method {config.method} never explores")
+            + ": use allocation=uniform, or --config.widths of a run that learned them"
+        )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -143,10 +157,11 @@ def check_same(
       ValueError: the fields that differ, with both values.
     """
     given = plain(config)
+    known = {**plain(defaults()), **stored}  # an earlier version did not know every field
     changed = [
-        f"  {field}: {stored.get(field)!r} there, {given.get(field)!r} now"
-        for field in sorted(stored.keys() | given.keys())
-        if field not in _FREE and stored.get(field) != given.get(field)
+        f"  {field}: {known.get(field)!r} there, {given.get(field)!r} now"
+        for field in sorted(known.keys() | given.keys())
+        if field not in _FREE and known.get(field) != given.get(field)
     ]
     if changed:
         raise ValueError(

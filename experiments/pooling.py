@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from experiments import config
 from experiments.summary import Result
 
 METHODS = ("dense", "scratch", "subset", "random", "dce")
@@ -21,8 +22,10 @@ def _asked(result: Result) -> float:
 def _settings(result: Result) -> dict[str, Any]:
     """Everything that two runs of one table row must share, beside the row's own four columns."""
     own = {key: result[key] for key in ("allocation", "select_every", "commit_step", "steps")}
-    config = {k: v for k, v in result["config"].items() if k not in NOT_SETTINGS}
-    return config | own | {"device": result["device"]}
+    # Results of an earlier version lack later fields, and ran with what is their default.
+    known = {**config.plain(config.defaults()), **result["config"]}
+    settings = {k: v for k, v in known.items() if k not in NOT_SETTINGS}
+    return settings | own | {"device": result["device"]}
 
 
 def _order(result: Result) -> tuple[Any, ...]:

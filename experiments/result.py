@@ -12,7 +12,7 @@ import numpy as np
 from dce_jax import channels as maps
 from dce_jax import compact, cost, forward, step
 from dce_jax.types import PyTree
-from experiments import blocks, config, evaluate, journal, machine
+from experiments import blocks, config, evaluate, journal, machine, plans
 from experiments.blocks import Exploring, Progress
 from experiments.programs import Programs
 from experiments.records import read_lines
@@ -44,6 +44,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     compact.save(workdir / f"{MODEL}_raw", trained, compact.Compact(raw, run.budget, selection))
     result = {
         **_identity(run),
+        "plans": plans.store(run),
         "test_accuracy": evaluate.accuracy(trained, final, run.data),
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
@@ -118,7 +119,7 @@ def _costs(run: Run) -> dict[str, Any]:
         "macs_full": macs_full,
         "macs_compact": macs_compact,
         # Backward costs twice forward; recalibration is one more forward pass.
-        "train_macs": (3 * run.steps + recalibrated) * batch * macs_compact,
+        "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact),
         "train_macs_dense": (3 * run.steps + recalibrated) * batch * macs_full,
     }
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
-from experiments import blocks, checkpoint, config, journal
+from experiments import blocks, checkpoint, config, journal, plans
 from experiments.blocks import Progress
 from experiments.programs import Programs, recall
 from experiments.setup import Run
@@ -47,29 +48,31 @@ def open_workdir(workdir: Path, settings: ConfigDict) -> None:
 
 def resume(
     run: Run, programs: Programs, workdir: Path, say: Callable[[str], None]
-) -> tuple[Progress, int]:
-    """State and steps done: the newest whole checkpoint's, or a fresh start.
+) -> tuple[Run, Progress, int]:
+    """Run, state and steps done: the newest whole checkpoint's, or a fresh start.
 
     Metric lines after the restored step are cut: those steps are taken again.
     """
-    found = checkpoint.restore(
-        workdir / CHECKPOINTS, lambda meta: blocks.template(run, meta["phase"]), say
-    )
+    found = checkpoint.restore(workdir / CHECKPOINTS, lambda meta: _template(run, meta), say)
     done = 0
     if found is None:
         state = blocks.start(run)
     else:
         state, meta = found
-        done = meta["step"]
+        done, run = meta["step"], plans.recall(run, meta["plans"])
         recall(programs, meta["programs"])
         say(f"going on after step {done} of {run.steps}")
     with refusing_full_disk(workdir):
         for name in (METRICS, CHANNELS):
             journal.cut(workdir / name, done)
-    return state, done
+    return run, state, done
 
 
-def save(programs: Programs, state: Progress, workdir: Path, done: int) -> None:
+def _template(run: Run, meta: dict[str, Any]) -> Progress:
+    return blocks.template(plans.recall(run, meta["plans"]), meta["phase"])
+
+
+def save(run: Run, programs: Programs, state: Progress, workdir: Path, done: int) -> None:
     """Writes a checkpoint of a state that is finite.
 
     Raises:
@@ -82,14 +85,13 @@ def save(programs: Programs, state: Progress, workdir: Path, done: int) -> None:
         )
     phase = blocks.EXPLORE if isinstance(state, blocks.Exploring) else blocks.COMMIT
     with refusing_full_disk(workdir):
-        checkpoint.save(
-            workdir / CHECKPOINTS, done, state, {"phase": phase, "programs": programs.facts}
-        )
+        meta = {"phase": phase, "programs": programs.facts, "plans": plans.store(run)}
+        checkpoint.save(workdir / CHECKPOINTS, done, state, meta)
 
 
 def due(run: Run, done: int) -> bool:
     """Whether a checkpoint falls on the end of a block: every few blocks, commit and end."""
-    if done in (run.commit_step, run.steps):
+    if done in (run.commit_step, run.steps, *plans.steps(run)):
         return True
     size = -(-run.config.block // run.config.select_every) * run.config.select_every
     begin = 0 if done < run.commit_step else run.commit_step

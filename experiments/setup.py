@@ -40,6 +40,7 @@ class Run(NamedTuple):
       pieces: of the dynamic step.
       steps: length of the run.
       commit_step: step after which only the narrow network's ordinary step is left.
+      plans: (first step, budget) of every budget so far; the last one is ``budget``.
       shapes: of the full-width collections, unboxed; a run holds no full-width arrays itself.
     """
 
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     pieces: step.Pieces
     steps: int
     commit_step: int
+    plans: tuple[tuple[int, Budget], ...]
     shapes: PyTree
 
 
@@ -111,6 +113,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         pieces=pieces,
         steps=steps,
         commit_step=commit_step,
+        plans=((0, budget),),
         shapes=shapes,
     )
 
@@ -160,8 +163,10 @@ def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
 
 
 def allocation(config: ConfigDict) -> str:
-    """How a config's budget was made: explicit or uniform."""
-    return "explicit" if config.widths and config.method != "dense" else "uniform"
+    """How a config's budget was made: explicit, uniform, or global (learned)."""
+    if config.method == "dense":
+        return "uniform"
+    return "explicit" if config.widths else config.allocation
 
 
 def macs_of(module: nn.Module, example: Any) -> Any:

@@ -24,7 +24,18 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dce_jax import bandit, scores
-from experiments import blocks, config, data, journal, optimizers, report, result, session, setup
+from experiments import (
+    blocks,
+    config,
+    data,
+    journal,
+    optimizers,
+    plans,
+    report,
+    result,
+    session,
+    setup,
+)
 from experiments.blocks import Exploring, Progress
 from experiments.display import progress
 from experiments.programs import Programs
@@ -74,7 +85,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         progress(name, run.steps, facts="compiling") as display,
         session.interruptible() as asked,
     ):
-        state, done = session.resume(run, programs, workdir, display.say)
+        run, state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
         while done < run.steps:
             end = blocks.block_end(run, done)
@@ -83,11 +94,13 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             record(run, state, workdir, line)
             display.update(line)
             begin, done = done, end
+            if isinstance(state, Exploring) and done in plans.steps(run):
+                run = blocks.replan(run, state, done)
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
             stop = asked() or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
-                session.save(programs, state, workdir, done)
+                session.save(run, programs, state, workdir, done)
             if stop and done < run.steps:
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None

@@ -1,19 +1,23 @@
 """Tiny runs of the main job: two layers on random images, compiled cheaply, compared exactly."""
 
+import functools
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 from flax.core import FrozenDict
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from dce_jax import networks
 from dce_jax.networks import VGG
-from experiments import config
+from experiments import config, setup, train
 
 TIMES = ("ms_per_step", "compile_s", "step_ms_median", "peak_bytes")
 """What may differ between two runs of one config."""
@@ -81,6 +85,26 @@ def cheap(cache: Path) -> Iterator[None]:
         del networks.NETWORKS["tiny"]
 
 
+@contextmanager
+def lab(root: Path) -> Iterator[SimpleNamespace]:
+    """A place for runs: `run(**changes)` trains a config once and gives (result, workdir)."""
+    known, count = {}, itertools.count()
+    images = write_images(root / "images.npz")
+
+    def run(**changes):
+        key = tuple(sorted(changes.items()))
+        if key not in known:
+            workdir = root / f"{next(count)}"
+            known[key] = train.train(settings(images, **changes), workdir), workdir
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch, cheap(root / "cache"):
+        # A map is proved anew for every run, but these share a network.
+        patch.setattr(setup.probe, "channel_map", functools.cache(setup.probe.channel_map))
+        patch.setattr(train.report, "write", lambda workdir: (workdir / train.PAGE).write_text(""))
+        yield SimpleNamespace(run=run, images=images)
+
+
 def _set(values: dict) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
@@ -126,3 +150,9 @@ def same_end(one: Path, other: Path) -> None:
     for name in ("result.json", "layers.json", "compact/structure.json"):
         texts = [json.loads((workdir / name).read_text()) for workdir in (one, other)]
         assert timeless(texts[0]) == timeless(texts[1]), name
+
+
+def macs(widths: dict[str, int]) -> int:
+    """Forward MACs of one image in the tiny network."""
+    a, b = widths["conv0"], widths["conv1"]
+    return 16 * 9 * a + 4 * 9 * a * b + 3 * b

@@ -1,7 +1,5 @@
 """The main job in one process: methods, result, signals, options, compact model, finished runs."""
 
-import functools
-import itertools
 import json
 import signal
 from types import SimpleNamespace
@@ -29,22 +27,8 @@ NORM_SCALE = {"signal": "norm_scale", "alpha_end": 0.0, "crop": 1, "flip": True,
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A place for runs: `lab.run(**changes)` trains a config once and gives (result, workdir)."""
-    root, known, count = tmp_path_factory.mktemp("runs"), {}, itertools.count()
-    images = runs.write_images(root / "images.npz")
-
-    def run(**changes):
-        key = tuple(sorted(changes.items()))
-        if key not in known:
-            workdir = root / f"{next(count)}"
-            known[key] = train.train(runs.settings(images, **changes), workdir), workdir
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch, runs.cheap(root / "cache"):
-        # A map is proved anew for every run, but these share a network.
-        patch.setattr(setup.probe, "channel_map", functools.cache(setup.probe.channel_map))
-        patch.setattr(train.report, "write", lambda workdir: (workdir / train.PAGE).write_text(""))
-        yield SimpleNamespace(run=run, images=images)
+    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
+        yield opened
 
 
 def weights(workdir, name="compact_raw"):
@@ -58,7 +42,7 @@ def weights(workdir, name="compact_raw"):
 def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     found, workdir = lab.run(method=method)
     assert found == json.loads((workdir / "result.json").read_text())
-    assert set(found) == {*RESULT_KEYS, "notes", "command"}
+    assert set(found) == {*RESULT_KEYS, "notes", "command", "plans"}
     dense = method == "dense"
     cost = FULL if dense else HALF
     assert found["method"] == method
