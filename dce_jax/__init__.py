@@ -6,6 +6,7 @@ those alone (Spasov and Lio, BMVC 2019).
 """
 
 from dce_jax import (
+    allocate,
     bandit,
     budget,
     channels,
@@ -15,6 +16,7 @@ from dce_jax import (
     functional,
     idle,
     networks,
+    parts,
     saliency,
     scores,
     slab,
@@ -45,6 +47,7 @@ __all__ = [
     "Selection",
     "Signal",
     "SlabState",
+    "allocate",
     "bandit",
     "budget",
     "channel_map",
@@ -56,6 +59,7 @@ __all__ = [
     "gate",
     "idle",
     "networks",
+    "parts",
     "pieces",
     "saliency",
     "scores",

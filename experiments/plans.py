@@ -11,7 +11,7 @@ from dce_jax import channels as maps
 from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
 from experiments.config import SCALES
-from experiments.setup import Run, forward_macs, macs_of
+from experiments.setup import Run, forward_macs, macs_of, make_signal
 
 
 def steps(run: Run) -> tuple[int, ...]:
@@ -63,7 +63,10 @@ def planned(run: Run, budget: Budget, begin: int) -> Run:
     thin = maps.with_widths(run.module, budget.compact)
     loss = forward.classification_loss(thin)
     pieces = run.pieces._replace(
-        budget=budget, loss=loss, gate_shapes=forward.gate_shapes(thin, example)
+        budget=budget,
+        loss=loss,
+        signal=make_signal(run.config.signal, run.module, run.channels, budget),
+        gate_shapes=forward.gate_shapes(thin, example),
     )
     plans = (*run.plans, (begin, budget))
     return run._replace(budget=budget, thin=thin, loss=loss, pieces=pieces, plans=plans)
