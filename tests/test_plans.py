@@ -126,6 +126,15 @@ def test_budgets_survive_storing(lab):
     assert plans.planned(run, thin, 6).thin.widths == thin.compact
 
 
+def test_a_plan_reads_the_signal_at_its_own_widths(lab, monkeypatch):
+    # Norms over concatenations hold their groups at places that the widths decide.
+    run, seen = built(lab), []
+    monkeypatch.setattr(plans, "make_signal", lambda *given: seen.append(given) or "signal")
+    thin = budget.from_widths(run.budget.full, {"conv0": 1, "conv1": 6})
+    assert plans.planned(run, thin, 6).pieces.signal == "signal"
+    assert seen == [(run.config.signal, run.module, run.channels, thin)]
+
+
 def test_a_group_that_executes_whole_keeps_its_account(lab):
     run = built(lab)
     state = known(run, {"conv0": [0.1, 0.2, 0.3, 0.4], "conv1": np.arange(6) / 6})
