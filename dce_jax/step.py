@@ -180,13 +180,7 @@ def start(
 
 
 def start_dce(pieces: Pieces, loop: LoopState, groups: Collection[str] | None = None) -> DceState:
-    """The state of a dynamic run before its first selection.
-
-    Args:
-      pieces: of the first budget.
-      loop: the full-width network and its optimizer.
-      groups: those that the bandit keeps account of; by default those with K < C.
-    """
+    """The state of a dynamic run before its first selection; ``groups`` as in `bandit.init`."""
     last = idle.init(loop.params) if pieces.catch_up else None
     return DceState(loop, bandits.init(pieces.budget, groups), last)
 
