@@ -4,10 +4,18 @@ import json
 import math
 
 import pytest
-import runs
 
+import runs
 from experiments import config, optimizers, session
-from experiments.configs import cifar10_small, cifar10_vgg16, digits
+from experiments.configs import (
+    cifar10_small,
+    cifar10_vgg16,
+    densenet40,
+    digits,
+    resnet56,
+    resnet164,
+    vgg19,
+)
 
 
 def settings(**changes):
@@ -16,7 +24,9 @@ def settings(**changes):
     return made
 
 
-@pytest.mark.parametrize("module", [digits, cifar10_small, cifar10_vgg16])
+@pytest.mark.parametrize(
+    "module", [digits, cifar10_small, cifar10_vgg16, vgg19, resnet56, resnet164, densenet40]
+)
 def test_shipped_configs_pass_and_share_their_fields(module):
     made = module.get_config()
     config.check(made)
