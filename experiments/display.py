@@ -71,5 +71,8 @@ def progress(
     )
     task = bar.add_task(name, total=total)
     shown = Group(bar, Text(facts))
-    with Live(shown, console=console or Console(stderr=True), refresh_per_second=4) as live:
+    console = console or Console(stderr=True)
+    with Live(shown, console=console, refresh_per_second=4) as live:
         yield Display(live, bar, task)
+    if not console.is_terminal:
+        console.line()  # a log gets the last state only, and no end of line
