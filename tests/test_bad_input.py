@@ -167,7 +167,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(lab, tmp_path):
     assert f"the last good checkpoint, of step {known[-1]}, is kept in {tmp_path / 'w'}" in text
     run = setup.build(lab.config(**broken), train.data.load(str(lab.images), data_dir=None))
     said = []
-    state, done = session.resume(run, train.Programs(), tmp_path / "w", said.append)
+    run, state, done = session.resume(run, train.Programs(), tmp_path / "w", said.append)
     assert done == known[-1] == int(state.loop.step)
     assert train.blocks.finite(state)
     assert said == [f"going on after step {done} of 6"]

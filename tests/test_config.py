@@ -4,8 +4,8 @@ import json
 import math
 
 import pytest
-
 import runs
+
 from experiments import config, optimizers, session
 from experiments.configs import (
     cifar10_small,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from dce_jax import allocate, bandit, budget
 from experiments import blocks, data, plans, setup, train
 

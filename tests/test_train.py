@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import runs
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-import runs
 from dce_jax import compact, slab
 from dce_jax.networks import VGG
 from experiments import blocks, data, evaluate, journal, result, session, setup, train

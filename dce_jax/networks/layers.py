@@ -139,9 +139,9 @@ def check_images(x: jax.Array, smallest: int) -> None:
         raise ValueError(f"images must be float[B, H, W, D], got shape {x.shape}")
     if min(x.shape[1:3]) < smallest:
         raise ValueError(
-            f"images of {x.shape[1]}x{x.shape[2]} are too small for strides of {smallest} together:"
-            f" the smallest size is {smallest}x{smallest}; pad the images or choose a network with "
-            "fewer stages"
+            f"images of {x.shape[1]}x{x.shape[2]} would be pooled to nothing by strides of "
+            f"{smallest} together: the smallest size is {smallest}x{smallest}; pad the images or choose a "
+            "network with fewer stages"
         )
 
 
