@@ -140,8 +140,8 @@ def check_images(x: jax.Array, smallest: int) -> None:
     if min(x.shape[1:3]) < smallest:
         raise ValueError(
             f"images of {x.shape[1]}x{x.shape[2]} would be pooled to nothing by strides of "
-            f"{smallest} together: the smallest size is {smallest}x{smallest}; pad the images or choose a "
-            "network with fewer stages"
+            f"{smallest} together: the smallest size is {smallest}x{smallest}; pad the images or "
+            "choose a network with fewer stages"
         )
 
 
