@@ -36,6 +36,8 @@ def defaults() -> ConfigDict:
     config.dtype = "float32"  # compute type: float32 | bfloat16
     config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
     config.data_dir = config_dict.placeholder(str)  # TFDS data directory
+    config.validation = 0  # training images held out and evaluated instead of the test split
+    config.examples = config_dict.placeholder(int)  # train on so many images only
     config.seed = 0
     config.keep = 0.5  # fraction of every group's channels that execute
     config.macs = config_dict.placeholder(float)  # or: share of dense MACs, uniform fraction
@@ -91,6 +93,9 @@ def check(config: ConfigDict) -> None:
         _at_least(field, config[field], 1)
     _at_least("recalibration_examples", config.recalibration_examples, 1)
     _at_least("seed", config.seed, 0)
+    _at_least("validation", config.validation, 0)
+    if config.examples is not None:
+        _at_least("examples", config.examples, 1)
     if config.steps is not None:
         _at_least("steps", config.steps, 1)
     elif config.epochs <= 0:

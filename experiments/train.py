@@ -28,6 +28,7 @@ from experiments import (
     blocks,
     config,
     data,
+    holdout,
     journal,
     optimizers,
     plans,
@@ -78,7 +79,11 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         if not (workdir / PAGE).exists():  # killed between the two
             report.write(workdir)
         return found
-    images = data.load(settings.dataset, data_dir=settings.data_dir)
+    images = holdout.hold_out(
+        data.load(settings.dataset, data_dir=settings.data_dir),
+        validation=settings.validation,
+        examples=settings.examples,
+    )
     run, programs = setup.build(settings, images), Programs()
     name = f"{settings.name} {settings.method} seed {settings.seed}"
     with (

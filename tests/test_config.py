@@ -65,6 +65,8 @@ def test_shipped_configs_pass_and_share_their_fields(module):
         ({"block": -5}, "block is -5: it must be at least 1"),
         ({"checkpoint_blocks": 0}, "checkpoint_blocks is 0"),
         ({"recalibration_examples": 0}, "recalibration_examples is 0"),
+        ({"validation": -1}, "validation is -1: it must be at least 0"),
+        ({"examples": 0}, "examples is 0: it must be at least 1"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
     ],
     ids=str,

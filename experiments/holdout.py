@@ -1,0 +1,49 @@
+"""Validation images cut from the training split, so that nothing is tuned on the test split."""
+
+import numpy as np
+
+from experiments.dataset import DataSet, Split, make_dataset
+
+
+def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet:
+    """Evaluates on training images instead of the test split, or trains on fewer.
+
+    Which images are held out is fixed: the same for every seed, method and number of examples.
+
+    Args:
+      data: the data set.
+      validation: training images to hold out; 0 keeps the test split.
+      examples: how many of the rest to train on; None for all.
+
+    Returns:
+      The data set with those splits; a note says what its test split is now.
+
+    Raises:
+      ValueError: more images than there are.
+    """
+    if not validation and examples is None:
+        return data
+    count = len(data.train.labels)
+    left = count - validation
+    if left < 1 or (examples is not None and examples > left):
+        raise ValueError(
+            f"{data.name} has {count} training images: validation={validation} leaves {left}, and "
+            f"examples={examples} of them cannot be trained on; lower one of the two"
+        )
+    order = np.random.default_rng(0).permutation(count)
+    held = np.sort(order[:validation])
+    kept = np.sort(order[validation : None if examples is None else validation + examples])
+    notes = [f"trained on {len(kept)} of {count} training images"]
+    if validation:
+        notes.append(f"evaluated on {validation} held-out training images, not on the test split")
+    return make_dataset(
+        data.name,
+        _take(data.train, kept),
+        _take(data.train, held) if validation else data.test,
+        num_classes=data.num_classes,
+        notes=(*data.notes, *notes),
+    )
+
+
+def _take(split: Split, rows: np.ndarray) -> Split:
+    return Split(split.images[rows], split.labels[rows])
