@@ -1,7 +1,8 @@
 """Killed, interrupted and started again: the end is bit-identical to a run that was left alone.
 
 The command line runs in real processes, forked from one that has the imports behind it. Those that
-are disturbed share compiled programs through a cache; the run beside them compiles its own.
+are disturbed share compiled programs through a cache; the run beside them compiles its own. However
+fast the machine, a run that is to be disturbed cannot reach its end before that: it dawdles.
 """
 
 import json
@@ -18,20 +19,33 @@ import pytest
 import runs
 
 SERVER = """
-import json, os, sys
+import json, os, sys, time
 import jax, runs
 from absl import app
 from dce_jax import networks
-from experiments import train
+from experiments import journal, result, train
 networks.NETWORKS["tiny"] = runs.tiny
+
+def dawdle_after(step):
+    record, write = train.record, journal.write
+    def slow_record(run, state, workdir, line):
+        time.sleep(0.5 if line["step"] > step else 0)
+        record(run, state, workdir, line)
+    def slow_write(path, content):
+        time.sleep(60 if path.name == result.RESULT else 0)
+        write(path, content)
+    train.record, journal.write = slow_record, slow_write
+
 for line in sys.stdin:
-    words, log, options = json.loads(line)
+    words, log, options, dawdle = json.loads(line)
     child = os.fork()
     if child == 0:
         for stream in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         for name, value in options.items():
             jax.config.update(name, value)
+        if dawdle is not None:
+            dawdle_after(dawdle)
         sys.argv = ["train", *words]
         app.run(train.main, flags_parser=train.parse)
     print(child, flush=True)
@@ -67,12 +81,12 @@ def place(tmp_path_factory):
         server.stdin.close()
 
 
-def start(place, workdir, **options):
-    """Starts the main job in a process of its own; returns its id."""
+def start(place, workdir, *, dawdle=None, **options):
+    """Starts the main job in a process of its own, slow after a step if asked; returns its id."""
     changes = {**CHANGES, "name": "tiny", "network": "tiny", "dataset": str(place.images)}
     changes |= {"batch_size": 8, "checkpoint_blocks": 1, "recalibration_examples": 16}
     words = [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in changes.items())]
-    request = [words, str(workdir) + ".log", {**PLAIN, **options}]
+    request = [words, str(workdir) + ".log", {**PLAIN, **options}, dawdle]
     place.server.stdin.write(json.dumps(request) + "\n")
     place.server.stdin.flush()
     return int(place.server.stdout.readline())
@@ -119,7 +133,7 @@ def undisturbed(place):
 def life_until_kill(place, workdir, blocks, seconds):
     """Starts the job, lets it save some more checkpoints, and kills it a moment later."""
     target = min(saved(workdir) + blocks * BLOCK, STEPS)
-    pid = start(place, workdir, **cache(place))
+    pid = start(place, workdir, dawdle=target + 2 * BLOCK, **cache(place))
     wait_for(workdir, target)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
@@ -147,7 +161,7 @@ def test_interrupts_save_the_block_and_change_nothing(place, undisturbed):
     workdir = place.root / "interrupted"
     for number in (2, 1):
         target = saved(workdir) + number * BLOCK
-        pid = start(place, workdir, **cache(place))
+        pid = start(place, workdir, dawdle=target, **cache(place))
         wait_for(workdir, target)
         os.kill(pid, signal.SIGINT)
         assert exit_code(place) == 130, log_of(workdir)
