@@ -4,6 +4,7 @@ Everything here runs on the host in float64, so that one set of saliencies gives
 number of devices.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -33,6 +34,11 @@ def by_mean(saliencies: Saliencies) -> dict[str, np.ndarray]:
     return {group: _divided(values, np.mean(values)) for group, values in saliencies.items()}
 
 
+def as_they_are(saliencies: Saliencies) -> dict[str, np.ndarray]:
+    """Leaves every group on its own scale, for saliencies that are comparable as measured."""
+    return {group: np.asarray(values, np.float64) for group, values in saliencies.items()}
+
+
 def per_cost(saliencies: Saliencies, widths: Widths, cost_of: CostFn) -> dict[str, np.ndarray]:
     """Divides each group by what one of its channels costs at full width.
 
@@ -56,6 +62,7 @@ def budget(
     *,
     multiple_of: int = 1,
     min_channels: int = 1,
+    floor: float = 0.0,
     whole: Collection[str] = (),
 ) -> Budget:
     """The budget of the best-ranked channels of all layers that costs a share of the full network.
@@ -71,6 +78,7 @@ def budget(
       cost_of: of the network, not falling in any width.
       multiple_of: K is a multiple of it.
       min_channels: no group gets fewer, nor more than it has.
+      floor: no group gets less than this share of its channels, rounded up.
       whole: groups held at full width.
 
     Returns:
@@ -78,8 +86,11 @@ def budget(
 
     Raises:
       ValueError: a missing or unknown group, saliencies of another shape, negative or not finite,
-        a fraction outside (0, 1], or one below what the narrowest budget costs.
+        a fraction outside (0, 1], or one below what the narrowest budget costs; a floor outside
+        [0, 1].
     """
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(f"floor is {floor}: it is a share of every group's channels, 0 to 1")
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"target {fraction} is outside (0, 1]: it is a share of the full cost")
     ranked = _ranked_groups(widths, saliencies, whole)
@@ -99,7 +110,7 @@ def budget(
                         width,
                         int(count),
                         multiple_of=multiple_of,
-                        min_channels=min_channels,
+                        min_channels=max(min_channels, math.ceil(floor * width)),
                     ),
                 )
                 for (group, width), count in zip(widths.items(), counts, strict=True)
@@ -110,8 +121,8 @@ def budget(
     if narrowest > target:
         raise ValueError(
             f"a target of {fraction} ({target:,.0f} of {cost_of(dict(widths)):,}) cannot be met: "
-            f"the narrowest budget with multiple_of={multiple_of}, min_channels={min_channels} "
-            f"costs {narrowest:,}; raise the target or lower those"
+            f"the narrowest budget with multiple_of={multiple_of}, min_channels={min_channels}, "
+            f"floor={floor} costs {narrowest:,}; raise the target or lower those"
         )
     low, high = 0, len(ranked)
     while low < high:

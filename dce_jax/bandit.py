@@ -66,6 +66,18 @@ def init(budget: Budget, groups: Collection[str] | None = None) -> BanditState:
     return BanditState(zeros(), zeros(), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
+def appraised(state: BanditState, rewards: Rewards) -> BanditState:
+    """A bandit that played every arm of some groups once and knows nothing else of them.
+
+    Args:
+      state: the bandit; other groups and its counts of selections stay.
+      rewards: group -> float32[C], such as saliencies of the whole network.
+    """
+    ones = {group: jnp.ones(values.shape, jnp.float32) for group, values in rewards.items()}
+    sums = {group: jnp.asarray(values, jnp.float32) for group, values in rewards.items()}
+    return state._replace(plays={**state.plays, **ones}, sums={**state.sums, **sums})
+
+
 def select(
     key: Array, state: BanditState, *, budget: Budget, score: ScoreFn
 ) -> tuple[Selection, SelectInfo]:

@@ -101,7 +101,7 @@ def norm_scale(norms: Norms, parts: Parts | None = None) -> Signal:
     """
 
     def scale(evidence: Evidence, path: Path) -> Array:
-        return jnp.abs(_at(evidence.params, (*path, "scale")))
+        return jnp.abs(at(evidence.params, (*path, "scale")))
 
     def value(evidence: Evidence) -> Rewards:
         terms = functools.partial(scale, evidence)
@@ -141,7 +141,7 @@ def _unit(value_K: Array) -> Array:
 
 def _norm_terms(evidence: Evidence, path: Path) -> Array:
     # A norm may lack one of the two vectors; its share is then another layer's to carry.
-    weights, grads = _at(evidence.params, path), _at(evidence.grads, path)
+    weights, grads = at(evidence.params, path), at(evidence.grads, path)
     return _total(weights[name] * grads[name] for name in weights)
 
 
@@ -167,7 +167,7 @@ def _over_weights(params: PyTree, kernels: Kernels, pointwise: Callable[[Array],
         return jnp.sum(pointwise(kernel), axis=tuple(range(kernel.ndim - 1)))
 
     return {
-        group: _total(reduce(_at(params, path)) for path in paths)
+        group: _total(reduce(at(params, path)) for path in paths)
         for group, paths in kernels.items()
     }
 
@@ -176,7 +176,12 @@ def _total(terms: Iterable[Array]) -> Array:
     return functools.reduce(operator.add, terms)
 
 
-def _at(tree: PyTree, path: Path) -> PyTree:
+def at(tree: PyTree, path: Path) -> PyTree:
+    """The subtree or leaf of parameters at a path.
+
+    Raises:
+      ValueError: there is none.
+    """
     for name in path:
         if name not in tree:
             raise ValueError(f"no parameter {'/'.join(path)}: {name!r} is not in {sorted(tree)}")

@@ -296,6 +296,32 @@ def settle(pieces: Pieces, state: DceState) -> DceState:
     return state._replace(loop=state.loop._replace(params=params), last=last)
 
 
+def evidence_of(
+    loss: LossFn, loop: LoopState, batch: PyTree, gate_shapes: PyTree | None
+) -> tuple[Evidence, PyTree, dict[str, Array]]:
+    """What one batch says of a network's channels; nothing is updated.
+
+    Args:
+      loss: of the network at the widths of ``loop``.
+      loop: the network.
+      batch: what the loss takes.
+      gate_shapes: `forward.gate_shapes` of the network, where gates are to be read.
+
+    Returns:
+      Evidence, the model state after the forward pass, and metrics.
+    """
+    size = jax.tree.leaves(batch)[0].shape[0]
+    gates = jax.tree.map(lambda g: jnp.ones((size, *g.shape[1:]), g.dtype), gate_shapes or {})
+
+    def total(params: PyTree, gates: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        return loss(params, loop.model_state, gates, batch, _step_key(loop, _LOSS))
+
+    differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (value, (model_state, metrics)), (grads, gate_grads) = differentiate(loop.params, gates)
+    evidence = Evidence(loop.params, grads, _by_group(gate_grads))
+    return evidence, model_state, {"loss": value, **metrics}
+
+
 def repeat(
     step: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]], length: int
 ) -> Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]:
@@ -324,19 +350,11 @@ def _ordinary_step(
     gate_shapes: PyTree | None,
 ) -> tuple[LoopState, dict[str, Array], Evidence]:
     batch = batch_fn(data, loop.step, _step_key(loop, _BATCH))
-    size = jax.tree.leaves(batch)[0].shape[0]
-    gates = jax.tree.map(lambda g: jnp.ones((size, *g.shape[1:]), g.dtype), gate_shapes or {})
-
-    def total(params: PyTree, gates: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        return loss(params, loop.model_state, gates, batch, _step_key(loop, _LOSS))
-
-    differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-    (value, (model_state, metrics)), (grads, gate_grads) = differentiate(loop.params, gates)
-    updates, opt_state = tx.update(grads, loop.opt_state, loop.params)
+    evidence, model_state, metrics = evidence_of(loss, loop, batch, gate_shapes)
+    updates, opt_state = tx.update(evidence.grads, loop.opt_state, loop.params)
     params = optax.apply_updates(loop.params, updates)
-    evidence = Evidence(loop.params, grads, _by_group(gate_grads))
     after = LoopState(params, model_state, opt_state, loop.key, loop.step + 1)
-    return after, {"loss": value, **metrics}, evidence
+    return after, metrics, evidence
 
 
 def _by_group(gates: PyTree) -> dict[str, tuple[Array, ...]]:

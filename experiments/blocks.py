@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dce_jax import step
+from dce_jax import bandit, step
 from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
-from experiments import plans
+from experiments import plans, scoring
 from experiments.programs import Programs, call
 from experiments.setup import Run, initial_variables, model_state, train_key
 
@@ -65,10 +65,11 @@ def block_end(run: Run, done: int) -> int:
 
 def start(run: Run) -> Progress:
     """The state before the first step."""
-    method, seed = run.config.method, run.config.seed
+    method = run.config.method
     module = run.thin if method == "scratch" else run.module
-    variables = initial_variables(module, run.data, seed)
-    loop = step.start(variables["params"], model_state(variables), run.tx, train_key(seed))
+    variables = initial_variables(module, run.data, run.config)
+    key = train_key(run.config.seed)
+    loop = step.start(variables["params"], model_state(variables), run.tx, key)
     if method in ("dense", "scratch"):
         return Settled(loop, {})
     state = Exploring(step.start_dce(run.pieces, loop, plans.groups(run)))
@@ -94,9 +95,17 @@ def commit(run: Run, state: Exploring) -> Settled:
     return Settled(inside.loop, inside.selection)
 
 
-def replan(run: Run, state: Exploring, done: int) -> Run:
-    """The run with the budget that the bandit suggests by now."""
-    return plans.planned(run, plans.learned(run, state.dce.bandit), done)
+def replan(run: Run, programs: Programs, state: Exploring, done: int) -> tuple[Run, Exploring]:
+    """The run with another budget, and at a scored run's commit a bandit that knows the scores."""
+    if not plans.scored(run):
+        found = plans.means(run, state.dce.bandit)
+        return plans.planned(run, plans.learned(run, found, done), done), state
+    found = scoring.saliencies(run, programs, step.settle(run.pieces, state.dce).loop)
+    run = plans.planned(run, plans.learned(run, found, done), done)
+    if done == run.commit_step:
+        known = bandit.appraised(state.dce.bandit, found)
+        state = Exploring(state.dce._replace(bandit=known))
+    return run, state
 
 
 def run_block(

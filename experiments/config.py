@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from dce_jax import allocate, networks
 
-METHODS = ("dce", "dense", "scratch", "subset", "random")
+METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
 SIGNALS = (
     "norm_taylor",
     "gate_taylor",
@@ -22,7 +22,13 @@ SIGNALS = (
     "weight_l2",
     "norm_scale",
 )
-SCALES = {"max": allocate.by_max, "l2": allocate.by_l2, "mean": allocate.by_mean}
+SCALES = {
+    "max": allocate.by_max,
+    "l2": allocate.by_l2,
+    "mean": allocate.by_mean,
+    "none": allocate.as_they_are,
+}
+TARGETS = ("macs", "params")
 _FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
 
 
@@ -30,7 +36,7 @@ def defaults() -> ConfigDict:
     """Every field of the main job, with the values of the bundled digits run."""
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
-    config.method = "dce"  # dce | dense | scratch | subset | random
+    config.method = "dce"  # dce | dense | scratch | subset | random | slimming
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
     config.dtype = "float32"  # compute type: float32 | bfloat16
@@ -42,18 +48,24 @@ def defaults() -> ConfigDict:
     config.keep = 0.5  # fraction of every group's channels that execute
     config.macs = config_dict.placeholder(float)  # or: share of dense MACs, uniform fraction
     config.widths = ""  # or: explicit "conv0=8,conv1=12"; groups left out stay whole
-    config.allocation = "uniform"  # or global: learned while exploring, at the same MACs
+    config.allocation = "uniform"  # or global: learned while exploring, at the same cost
+    config.target = "macs"  # global: the cost that stays the same: macs | params
     config.plans = 3  # global: how often the budget is learned, the last time at the commit
-    config.scale = "l2"  # global: how layers compare: by their max | l2 | mean
+    config.scale = "l2"  # global: how layers compare: by their max | l2 | mean | none
     config.per_cost = False  # global: value a channel per MAC that it costs
+    config.floor = 0.1  # global: no group gets less than this share of its channels
     config.multiple_of = 1
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
     config.commit = 0.1  # share of the steps after which the selection is fixed; 1 = never
+    config.explore_keep = config_dict.placeholder(float)  # fraction that executes until the commit
+    config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
+    config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
     config.signal = "norm_taylor"
+    config.init_scale = 1.0  # multiplies every initial kernel
     config.epochs = 20.0
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.batch_size = 32
@@ -85,6 +97,7 @@ def check(config: ConfigDict) -> None:
     _one_of("dtype", config.dtype, ("float32", "bfloat16"))
     _one_of("allocation", config.allocation, ("uniform", "global"))
     _one_of("scale", config.scale, tuple(SCALES))
+    _one_of("target", config.target, TARGETS)
     _one_of("scan", config.scan, ("auto", "on", "off"))
     for field, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -94,27 +107,46 @@ def check(config: ConfigDict) -> None:
     _at_least("recalibration_examples", config.recalibration_examples, 1)
     _at_least("seed", config.seed, 0)
     _at_least("validation", config.validation, 0)
+    _at_least("scoring", config.scoring, 0)
     if config.examples is not None:
         _at_least("examples", config.examples, 1)
     if config.steps is not None:
         _at_least("steps", config.steps, 1)
     elif config.epochs <= 0:
         raise ValueError(f"epochs is {config.epochs}: it must be positive")
-    for field in ("keep", "macs", "discount"):
+    for field in ("keep", "macs", "discount", "explore_keep"):
         if config[field] is not None and not 0.0 < config[field] <= 1.0:
             raise ValueError(f"{field} is {config[field]}: it must be above 0 and at most 1")
-    for field in ("commit", "warmup"):
+    if config.init_scale <= 0:
+        raise ValueError(f"init_scale is {config.init_scale}: it must be positive")
+    for field, whole in (("commit", "steps"), ("warmup", "steps"), ("floor", "channels")):
         if not 0.0 <= config[field] <= 1.0:
-            raise ValueError(f"{field} is {config[field]}: it is a share of the steps, 0 to 1")
-    for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width"):
+            raise ValueError(f"{field} is {config[field]}: it is a share of the {whole}, 0 to 1")
+    for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity"):
         if config[field] is not None and config[field] < 0:
             raise ValueError(f"{field} is {config[field]}: it must not be negative")
 
+    _check_budget(config)
+
+
+def _check_budget(config: ConfigDict) -> None:
+    """Refuses ways to a budget that exclude each other."""
     if config.allocation == "global" and (config.widths or config.method in ("scratch", "subset")):
         raise ValueError(
             "allocation is global, learned while a run explores, but "
             + ("widths are given" if config.widths else f"method {config.method} never explores")
             + ": use allocation=uniform, or --config.widths of a run that learned them"
+        )
+    for field in ("explore_keep", "scoring"):
+        if config[field] and config.method not in ("dce", "random"):
+            raise ValueError(
+                f"{field} is {config[field]}, but method {config.method} has no bandit that "
+                "explores: it is for dce and random"
+            )
+    if config.method == "slimming" and not 0.0 < config.commit < 1.0:
+        raise ValueError(
+            f"commit is {config.commit}: slimming prunes after that share of its training MACs "
+            "and tunes what is left, so it must be above 0 and below 1"
         )
 
 

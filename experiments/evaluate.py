@@ -32,22 +32,35 @@ def accuracy(module: nn.Module, variables: PyTree, data: DataSet) -> float:
 def recalibration_inputs(
     data: DataSet, *, augment: Augment, examples: int, batch_size: int
 ) -> Iterator[Array]:
-    """The first training images, augmented as in training, in full batches only.
+    """The images of `training_batches`, for recalibration.
 
     Augmented, because the weights have adapted to the statistics of what they were trained on;
     those of plain images differ by the black margins of the crops, and cost accuracy.
+    """
+    batches = training_batches(data, augment=augment, examples=examples, batch_size=batch_size)
+    return (batch["image"] for batch in batches)
+
+
+def training_batches(
+    data: DataSet, *, augment: Augment, examples: int, batch_size: int
+) -> Iterator[dict[str, Array]]:
+    """The first training examples, augmented as in training, in full batches only.
 
     Args:
       data: the data set.
       augment: the training run's crop and flip.
       examples: how many; rounded down to whole batches, at least one batch.
       batch_size: B.
+
+    Returns:
+      An iterator of ``{"image": float32[B, H, W, C], "label": int32[B]}``, the same in every run.
     """
     whole = max(1, min(examples, len(data.train.labels)) // batch_size) * batch_size
     split = Split(data.train.images[:whole], data.train.labels[:whole])
     for index, batch in enumerate(eval_batches(split, batch_size)):
         key = jax.random.fold_in(jax.random.key(0), index)
-        yield normalise(augment_batch(key, batch["image"], augment), data.mean, data.std)
+        images = normalise(augment_batch(key, batch["image"], augment), data.mean, data.std)
+        yield {"image": images, "label": batch["label"]}
 
 
 def _count_right(

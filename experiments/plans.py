@@ -1,4 +1,4 @@
-"""Learned budgets of a run: when they are planned, from what, and what changes with them."""
+"""Budgets of a run: when they are planned anew, from what, and what changes with them."""
 
 from typing import Any
 
@@ -10,22 +10,40 @@ from dce_jax import allocate, bandit, forward
 from dce_jax import channels as maps
 from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
+from dce_jax.types import Rewards
 from experiments.config import SCALES
-from experiments.setup import Run, forward_macs, macs_of, make_signal
+from experiments.setup import Run, cost_of, forward_macs, make_signal
 
 
 def steps(run: Run) -> tuple[int, ...]:
-    """The steps after which the budget is learned anew, the last one at the commit.
+    """The steps after which the budget is planned anew, the last one at the commit.
+
+    Only the commit, where the channels alone are to be found, or the widths are known beforehand.
 
     Fixed by the config, so that a resumed run plans where an uninterrupted one does. A run that
     never commits does not plan at its end, where nothing would train the planned network.
     """
-    if run.config.allocation != "global" or run.config.method == "dense":
+    if not _plans(run):
         return ()
-    every, count = run.config.select_every, run.config.plans
+    every = run.config.select_every
+    # Slimming prunes once; where a bandit explores, a learned budget steers what it sees.
+    once = run.config.allocation == "uniform" or run.config.method == "slimming"
+    count = 1 if once else run.config.plans
     ends = {round(run.commit_step * (i + 1) / count / every) * every for i in range(count)}
     ends.add(run.commit_step)
     return tuple(sorted(end for end in ends if 0 < end <= run.commit_step and end < run.steps))
+
+
+def _plans(run: Run) -> bool:
+    if run.config.method not in ("dce", "random", "slimming"):
+        return False
+    wider = run.config.explore_keep is not None
+    return run.config.allocation == "global" or wider or scored(run)
+
+
+def scored(run: Run) -> bool:
+    """Whether plans and the final channels rest on the whole network, not on the bandit's means."""
+    return run.config.method == "slimming" or run.config.scoring > 0
 
 
 def groups(run: Run) -> tuple[str, ...]:
@@ -33,27 +51,38 @@ def groups(run: Run) -> tuple[str, ...]:
     return tuple(run.budget.full) if steps(run) else run.budget.contested
 
 
-def learned(run: Run, known: BanditState) -> Budget:
-    """The budget that the bandit's means suggest, at the MACs of the first, uniform one.
+def means(run: Run, known: BanditState) -> Rewards:
+    """The bandit's mean rewards; a channel that never executed counts as worthless."""
+    return {group: bandit.arms(known, group).mean_C for group in run.budget.full}
+
+
+def learned(run: Run, saliencies: Rewards, at: int) -> Budget:
+    """The budget of the steps that follow a plan.
 
     Args:
       run: with its budgets so far.
-      known: what the bandit has seen; a channel that never executed counts as worthless.
+      saliencies: group -> float32[C] of every group; ignored by a uniform allocation.
+      at: step of the plan. Until the commit a plan costs what exploring does, from the commit on
+        what the budget asked for does.
     """
-    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
-    count, full = macs_of(run.module, example), run.budget.full
-    means = {group: np.asarray(bandit.arms(known, group).mean_C) for group in full}
-    scaled = SCALES[run.config.scale](means)
-    if run.config.per_cost:
+    settings = run.config
+    limit = run.target if at == run.commit_step else run.plans[0][1]
+    if settings.allocation == "uniform":
+        return limit
+    count, full = cost_of(run), run.budget.full
+    # Slimming compares the scales of all layers as they are (Liu et al. 2017, section 3).
+    scale = "none" if settings.method == "slimming" else settings.scale
+    scaled = SCALES[scale]({g: np.asarray(v) for g, v in saliencies.items()})
+    if settings.per_cost:
         scaled = allocate.per_cost(scaled, full, count)
-    first = run.plans[0][1]
     return allocate.budget(
         full,
         scaled,
-        count(first.compact) / count(full),
+        count(limit.compact) / count(full),
         count,
-        multiple_of=run.config.multiple_of,
-        min_channels=run.config.min_channels,
+        multiple_of=settings.multiple_of,
+        min_channels=settings.min_channels,
+        floor=settings.floor,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dce_jax import channels as maps
 from dce_jax import compact, cost, forward, step
 from dce_jax.types import PyTree
-from experiments import blocks, config, evaluate, journal, machine, plans
+from experiments import blocks, config, evaluate, journal, machine, plans, scoring
 from experiments.blocks import Exploring, Progress
 from experiments.programs import Programs
 from experiments.records import read_lines
@@ -119,7 +119,8 @@ def _costs(run: Run) -> dict[str, Any]:
         "macs_full": macs_full,
         "macs_compact": macs_compact,
         # Backward costs twice forward; recalibration is one more forward pass.
-        "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact),
+        "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
+        + scoring.macs(run, macs_full),
         "train_macs_dense": (3 * run.steps + recalibrated) * batch * macs_full,
     }
 

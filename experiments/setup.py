@@ -1,6 +1,5 @@
 """From a config to everything a run needs, checked before the first step."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
 from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
-from experiments import optimizers
+from experiments import lengths, optimizers, slimming
 from experiments.config import parse_widths
 from experiments.dataset import DataSet
 from experiments.pipeline import Augment, Source, make_source
@@ -34,7 +33,8 @@ class Run(NamedTuple):
       module: the network at full width.
       thin: the same class at the budget's widths.
       channels: the proved channel map.
-      budget: K per group.
+      budget: K per group, as it is by now.
+      target: the budget that was asked for; a learned one costs no more.
       tx: the optimizer.
       loss: of the network that trains: ``module`` for dense, else ``thin``.
       pieces: of the dynamic step.
@@ -51,6 +51,7 @@ class Run(NamedTuple):
     thin: nn.Module
     channels: ChannelMap
     budget: Budget
+    target: Budget
     tx: optax.GradientTransformation
     loss: LossFn
     pieces: step.Pieces
@@ -76,15 +77,16 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         dtype=jnp.dtype(config.dtype),
         width=config.width,
     )
-    steps = run_length(config, len(data.train.labels))
-    source = open_source(config, data, steps, start_step=0)
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     channels = probe.channel_map(module, example)
-    budget = make_budget(config, module, example)
+    target = make_budget(config, module, example)
+    budget = exploring(config, target)
+    cost_ratio = ratio(macs_of(module, example), budget, target)
+    steps, commit_step = lengths.lengths(config, len(data.train.labels), cost_ratio)
+    source = open_source(config, data, steps, start_step=0)
     thin = maps.with_widths(module, budget.compact)
-    shapes = jax.eval_shape(lambda: initial_variables(module, data, config.seed))
+    shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
     tx = optimizers.build(config, steps)
-    commit_step = committing(config, steps)
     loss = forward.classification_loss(thin)
     pieces = step.pieces(
         channels,
@@ -92,7 +94,9 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         params=shapes["params"],
         model_state=model_state(shapes),
         tx=tx,
-        loss=loss,
+        loss=slimming.penalised(loss, module, config.sparsity)
+        if config.method == "slimming"
+        else loss,
         signal=make_signal(config.signal, module, channels, budget),
         gate_shapes=forward.gate_shapes(thin, example),
         score=make_score(config, commit_step),
@@ -108,6 +112,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         thin=thin,
         channels=channels,
         budget=budget,
+        target=target,
         tx=tx,
         loss=forward.classification_loss(module) if config.method == "dense" else loss,
         pieces=pieces,
@@ -162,6 +167,29 @@ def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
     return budgets.from_fraction(widths, config.keep, **rounding)
 
 
+def exploring(config: ConfigDict, target: Budget) -> Budget:
+    """The budget that executes until the commit; all channels where a run prunes a dense network.
+
+    Raises:
+      ValueError: see `dce_jax.budget`.
+    """
+    if config.method == "slimming":
+        return budgets.full(target.full)
+    if config.explore_keep is None:
+        return target
+    return budgets.from_fraction(
+        target.full,
+        config.explore_keep,
+        multiple_of=config.multiple_of,
+        min_channels=config.min_channels,
+    )
+
+
+def ratio(cost_of: Any, budget: Budget, target: Budget) -> float:
+    """What a step costs while a run explores, over what it costs later."""
+    return cost_of(budget.compact) / cost_of(target.compact) if budget != target else 1.0
+
+
 def allocation(config: ConfigDict) -> str:
     """How a config's budget was made: explicit, uniform, or global (learned)."""
     if config.method == "dense":
@@ -174,6 +202,19 @@ def macs_of(module: nn.Module, example: Any) -> Any:
 
     def count(widths: Mapping[str, int]) -> int:
         return forward_macs(maps.with_widths(module, widths), example)
+
+    return count
+
+
+def cost_of(run: Run) -> Any:
+    """What a learned budget keeps within: MACs or parameters as a function of widths."""
+    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
+    if run.config.target == "macs":
+        return macs_of(run.module, example)
+
+    def count(widths: Mapping[str, int]) -> int:
+        module = maps.with_widths(run.module, widths)
+        return cost.parameters(nn.unbox(forward.shapes(module, example))["params"])
 
     return count
 
@@ -215,37 +256,21 @@ def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
     return partial(scores.ucb, alpha=alpha)
 
 
-def run_length(config: ConfigDict, examples: int) -> int:
-    """Steps of a run; ``epochs`` counts whole batches of the training split.
-
-    Raises:
-      ValueError: a batch larger than the data.
-    """
-    if config.batch_size > examples:
-        raise ValueError(
-            f"batch_size is {config.batch_size}, but the training split has {examples} images: "
-            f"choose at most {examples}"
-        )
-    if config.steps is not None:
-        return config.steps
-    return max(1, round(config.epochs * (examples // config.batch_size)))
-
-
-def committing(config: ConfigDict, steps: int) -> int:
-    """The step of the commit: a multiple of ``select_every``, or the run's end."""
-    if config.method in ("dense", "scratch", "subset"):
-        return 0
-    if config.commit >= 1.0:
-        return steps
-    blocks = max(1, math.floor(config.commit * steps / config.select_every + 0.5))
-    return min(steps, blocks * config.select_every)
-
-
-def initial_variables(module: nn.Module, data: DataSet, seed: int) -> PyTree:
+def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:
     """Initial collections of a network, unboxed; one seed gives one network at any width."""
     example = jnp.zeros((1, *data.image_shape), jnp.float32)
-    init = jax.jit(lambda key: nn.unbox(forward.initial(module, key, example)))
-    return init(init_key(seed))
+
+    def init(key: Array) -> PyTree:
+        variables = nn.unbox(forward.initial(module, key, example))
+        scale = partial(_scaled, config.init_scale)
+        return {**variables, "params": jax.tree.map(scale, variables["params"])}
+
+    return jax.jit(init)(init_key(config.seed))
+
+
+def _scaled(scale: float, leaf: Array) -> Array:
+    # Multiplying by 1 would cost nothing, but bits of other types than float32 their type.
+    return leaf if leaf.ndim < 2 or scale == 1.0 else leaf * jnp.asarray(scale, leaf.dtype)
 
 
 def init_key(seed: int) -> Array:

@@ -100,7 +100,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             display.update(line)
             begin, done = done, end
             if isinstance(state, Exploring) and done in plans.steps(run):
-                run = blocks.replan(run, state, done)
+                run, state = blocks.replan(run, programs, state, done)
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
             stop = asked() or begin < (settings.stop_after or 0) <= done

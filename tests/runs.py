@@ -105,6 +105,11 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(run=run, images=images)
 
 
+def chosen(workdir: Path) -> dict[str, list[int]]:
+    """Channels of the full network that a run's compact model kept."""
+    return json.loads((workdir / "compact" / "structure.json").read_text())["channels"]
+
+
 def _set(values: dict) -> None:
     for name, value in values.items():
         jax.config.update(name, value)

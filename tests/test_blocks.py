@@ -7,7 +7,7 @@ import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import blocks, data, session, setup
+from experiments import blocks, data, lengths, session, setup
 from experiments.setup import Run
 
 
@@ -15,7 +15,7 @@ def plan(*, steps, commit, select_every, block, method="dce", checkpoint_blocks=
     """A run of which only the plan is known."""
     changes = {"steps": steps, "commit": commit, "select_every": select_every, "block": block}
     config = runs.settings("", method=method, checkpoint_blocks=checkpoint_blocks, **changes)
-    known = {"config": config, "steps": steps, "commit_step": setup.committing(config, steps)}
+    known = {"config": config, "steps": steps, "commit_step": lengths.committing(config, steps)}
     return Run(**(dict.fromkeys(Run._fields) | known))
 
 
@@ -87,15 +87,6 @@ def test_plans_by_hand(changes, commit_step, boundaries):
     run = plan(**({"steps": 100, "select_every": 10, "block": 50} | changes))
     assert run.commit_step == commit_step
     assert ends(run) == boundaries
-
-
-def test_run_length_counts_whole_batches():
-    config = runs.settings("", steps=None, epochs=2.5, batch_size=8)
-    assert setup.run_length(config, 31) == round(2.5 * 3)
-    config.steps = 7
-    assert setup.run_length(config, 31) == 7
-    with pytest.raises(ValueError, match="batch_size is 8, but the training split has 7 images"):
-        setup.run_length(config, 7)
 
 
 @pytest.fixture(scope="module")

@@ -76,11 +76,11 @@ def test_a_plan_is_the_allocation_of_the_means_at_the_first_budgets_macs(lab):
         share = count(run.budget.compact) / count(run.budget.full)
         arrays = {g: np.float32(v) for g, v in means.items()}
         expected = allocate.budget(run.budget.full, scaled(arrays), share, count)
-        found = plans.learned(run, known(run, means))
+        found = plans.learned(run, plans.means(run, known(run, means)), run.commit_step)
         assert found == expected and count(found.compact) <= count(run.budget.compact)
     run = built(lab, min_channels=2, per_cost=True)
     zeros = {"conv0": np.zeros(4), "conv1": np.ones(6)}
-    assert plans.learned(run, known(run, zeros)).compact["conv0"] == 2
+    assert plans.learned(run, zeros, run.commit_step).compact["conv0"] == 2
 
 
 def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):

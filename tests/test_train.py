@@ -160,7 +160,7 @@ def test_subset_is_a_gathered_initialisation_that_depends_on_the_seed(lab):
         run = setup.build(config, data.load(config.dataset, data_dir=None))
         state = blocks.start(run)
         assert isinstance(state, blocks.Settled)
-        whole = setup.initial_variables(run.module, run.data, seed)["params"]
+        whole = setup.initial_variables(run.module, run.data, run.config)["params"]
         expected = slab.gather(whole, run.pieces.params_names, state.selection, run.channels.full)
         jax.tree.map(np.testing.assert_array_equal, state.loop.params, expected)
         chosen.append({group: tuple(np.asarray(k)) for group, k in state.selection.items()})

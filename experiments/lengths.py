@@ -1,0 +1,59 @@
+"""How long a run is, and when it commits, at equal training MACs."""
+
+import math
+
+from ml_collections import ConfigDict
+
+
+def lengths(config: ConfigDict, examples: int, cost_ratio: float = 1.0) -> tuple[int, int]:
+    """Steps of a run, and the step after which its channels are fixed.
+
+    ``commit`` is a share of the training MACs. Where exploring costs more, or less, than what
+    comes after it, as many more or fewer steps of exploring fit into that share.
+
+    Args:
+      config: of the run.
+      examples: images of the training split.
+      cost_ratio: MACs of a step while the run explores over those of a step afterwards.
+
+    Returns:
+      Steps, and the step of the commit: a multiple of ``select_every``, or the run's end.
+
+    Raises:
+      ValueError: a batch larger than the data.
+    """
+    steps = run_length(config, examples)
+    if cost_ratio == 1.0:
+        return steps, committing(config, steps)
+    if config.commit >= 1.0:
+        explored = max(1, round(steps / cost_ratio))
+        return explored, explored
+    windows = math.floor(config.commit * steps / cost_ratio / config.select_every + 0.5)
+    explored = max(1, windows) * config.select_every
+    return explored + max(1, steps - round(explored * cost_ratio)), explored
+
+
+def run_length(config: ConfigDict, examples: int) -> int:
+    """Steps of a run at one budget; ``epochs`` counts whole batches of the training split.
+
+    Raises:
+      ValueError: a batch larger than the data.
+    """
+    if config.batch_size > examples:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but the training split has {examples} images: "
+            f"choose at most {examples}"
+        )
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * (examples // config.batch_size)))
+
+
+def committing(config: ConfigDict, steps: int) -> int:
+    """The step of the commit: a multiple of ``select_every``, or the run's end."""
+    if config.method in ("dense", "scratch", "subset"):
+        return 0
+    if config.commit >= 1.0:
+        return steps
+    blocks = max(1, math.floor(config.commit * steps / config.select_every + 0.5))
+    return min(steps, blocks * config.select_every)
