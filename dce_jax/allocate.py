@@ -19,24 +19,24 @@ CostFn = Callable[[Widths], int]
 """Group widths -> cost of the network: MACs of one forward pass, or parameters."""
 
 
+def as_they_are(saliencies: Saliencies) -> dict[str, np.ndarray]:
+    """Leaves every group on its own scale, for saliencies that are comparable as measured."""
+    return {group: np.asarray(values, np.float64) for group, values in saliencies.items()}
+
+
 def by_max(saliencies: Saliencies) -> dict[str, np.ndarray]:
     """Divides each group by its largest value, an all-zero group stays zero."""
-    return {group: _divided(values, np.max(values)) for group, values in saliencies.items()}
+    return {group: _divided(v, np.max(v)) for group, v in as_they_are(saliencies).items()}
 
 
 def by_l2(saliencies: Saliencies) -> dict[str, np.ndarray]:
     """Divides each group by its Euclidean norm (Molchanov et al. 2017, section 2.2)."""
-    return {group: _divided(v, np.linalg.norm(v)) for group, v in saliencies.items()}
+    return {group: _divided(v, np.linalg.norm(v)) for group, v in as_they_are(saliencies).items()}
 
 
 def by_mean(saliencies: Saliencies) -> dict[str, np.ndarray]:
     """Divides each group by its mean: channels compare with their own layer's average."""
-    return {group: _divided(values, np.mean(values)) for group, values in saliencies.items()}
-
-
-def as_they_are(saliencies: Saliencies) -> dict[str, np.ndarray]:
-    """Leaves every group on its own scale, for saliencies that are comparable as measured."""
-    return {group: np.asarray(values, np.float64) for group, values in saliencies.items()}
+    return {group: _divided(v, np.mean(v)) for group, v in as_they_are(saliencies).items()}
 
 
 def per_cost(saliencies: Saliencies, widths: Widths, cost_of: CostFn) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def per_cost(saliencies: Saliencies, widths: Widths, cost_of: CostFn) -> dict[st
     full = cost_of(widths)
     return {
         group: _divided(values, full - cost_of({**widths, group: max(1, widths[group] - 1)}))
-        for group, values in saliencies.items()
+        for group, values in as_they_are(saliencies).items()
     }
 
 
@@ -156,4 +156,4 @@ def _ranked_groups(widths: Widths, saliencies: Saliencies, whole: Collection[str
 
 
 def _divided(values: np.ndarray, by: float | np.floating) -> np.ndarray:
-    return np.asarray(values, np.float64) / (by if by > 0 else 1.0)
+    return values / (by if by > 0 else 1.0)

@@ -5,7 +5,7 @@ Yuan, ICML 2013) the K largest scores. Scope (per group) and rewards are this pr
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,14 @@ class BanditState(NamedTuple):
       sums: group -> float32[C], its rewards added up (discounted).
       total: float32[], selections so far (discounted): the t of the confidence radius.
       selections: int32[], selections so far, for schedules.
+      seated: group -> bool[C], the channels of its latest selection.
     """
 
     plays: dict[str, Array]
     sums: dict[str, Array]
     total: Array
     selections: Array
+    seated: dict[str, Array]
 
 
 class SelectInfo(NamedTuple):
@@ -60,10 +62,11 @@ def init(budget: Budget, groups: Collection[str] | None = None) -> BanditState:
     """
     known = budget.contested if groups is None else groups
 
-    def zeros() -> dict[str, Array]:
-        return {group: jnp.zeros(budget.full[group], jnp.float32) for group in known}
+    def zeros(dtype: Any = jnp.float32) -> dict[str, Array]:
+        return {group: jnp.zeros(budget.full[group], dtype) for group in known}
 
-    return BanditState(zeros(), zeros(), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    total, selections = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    return BanditState(zeros(), zeros(), total, selections, zeros(jnp.bool_))
 
 
 def appraised(state: BanditState, rewards: Rewards) -> BanditState:
@@ -117,6 +120,7 @@ def update(
     """
     del key
     plays, sums, bad = {}, {}, jnp.zeros((), jnp.int32)
+    seated = dict(state.seated)
     for group, before in state.plays.items():
         if group not in selection:  # it executes whole
             plays[group], sums[group] = before, state.sums[group]
@@ -132,15 +136,16 @@ def update(
         gained = jnp.where(good, reward, 0.0).astype(jnp.float32)
         plays[group] = _add_at(discount * before, chosen, jnp.float32(1.0))
         sums[group] = _add_at(discount * state.sums[group], chosen, gained)
+        seated[group] = jnp.zeros(before.shape, jnp.bool_).at[chosen].set(True)
     total = discount * state.total + 1.0
-    return BanditState(plays, sums, total, state.selections + 1), UpdateInfo(bad)
+    return BanditState(plays, sums, total, state.selections + 1, seated), UpdateInfo(bad)
 
 
 def arms(state: BanditState, group: str) -> Arms:
     """What score functions see of one group; the mean of an unplayed arm is 0."""
     plays_C = state.plays[group]
     mean_C = jnp.where(plays_C > 0, state.sums[group] / jnp.where(plays_C > 0, plays_C, 1.0), 0.0)
-    return Arms(mean_C, plays_C, state.total, state.selections)
+    return Arms(mean_C, plays_C, state.total, state.selections, state.seated[group])
 
 
 def top_k(key: Array, scores_C: Array, k: int) -> Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dce_jax.types import Alpha, Arms, Array
+from dce_jax.types import Alpha, Arms, Array, Contest
 
 
 def ucb(key: Array, arms: Arms, *, alpha: Alpha) -> Array:
@@ -45,6 +45,34 @@ def best(key: Array, arms: Arms) -> Array:
     """The mean alone; arms never played come last. Ranks the final channels."""
     del key
     return jnp.where(arms.plays_C > 0, arms.mean_C, -1.0)
+
+
+def seats(key: Array, arms: Arms, *, alpha: Alpha, contest: Contest) -> Array:
+    """Contests a few seats only: the best of the latest selection stay, by their means.
+
+    Those with the lowest means leave their seats to the arms outside with the largest upper
+    confidence bound, never played ones first; a newcomer stays if it earned more in its first
+    selection than what was seated beside it. Before the first selection all arms are equal.
+
+    Args:
+      key: unused; every score function takes one.
+      arms: float32[C] arrays of one group.
+      alpha: scale of the confidence radius of the arms outside.
+      contest: share of the seats that are contested, in [0, 1]; at 0 the latest selection stays.
+
+    Returns:
+      float32[C]: +inf for those that stay, -inf for those that leave.
+    """
+    share = contest(arms.selections) if callable(contest) else contest
+    taken = jnp.sum(arms.seated_C, dtype=jnp.int32)
+    wished = jnp.asarray(share, jnp.float32) * taken.astype(jnp.float32)
+    contested = jnp.floor(wished + 0.5).astype(jnp.int32)
+    means_C = jnp.where(arms.seated_C, arms.mean_C, -jnp.inf)
+    rank_C = jnp.argsort(jnp.argsort(-means_C))  # 0 is the best that is seated
+    stays_C = arms.seated_C & (rank_C < taken - contested)
+    unplayed_first = jnp.finfo(jnp.float32).max
+    outside_C = jnp.minimum(ucb(key, arms, alpha=alpha), unplayed_first)
+    return jnp.where(stays_C, jnp.inf, jnp.where(arms.seated_C, -jnp.inf, outside_C))
 
 
 def random(key: Array, arms: Arms) -> Array:

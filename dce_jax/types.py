@@ -32,6 +32,9 @@ Rewards: TypeAlias = dict[str, Array]
 Alpha: TypeAlias = float | Callable[[Array], Array]
 """Scale of the confidence radius: a number, or a schedule over the count of selections."""
 
+Contest: TypeAlias = float | Callable[[Array], Array]
+"""Share of the seats open to other arms: a number, or a schedule over the count of selections."""
+
 
 class Arms(NamedTuple):
     """What a score function may know about the arms of one group.
@@ -41,12 +44,14 @@ class Arms(NamedTuple):
       plays_C: float32[C], (discounted) number of plays.
       total: float32[], (discounted) number of selections so far.
       selections: int32[], number of selections so far, never discounted.
+      seated_C: bool[C], whether an arm was in its group's latest selection.
     """
 
     mean_C: Array
     plays_C: Array
     total: Array
     selections: Array
+    seated_C: Array
 
 
 ScoreFn: TypeAlias = Callable[[Array, Arms], Array]

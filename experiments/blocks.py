@@ -16,7 +16,7 @@ from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
 from experiments import plans, scoring
 from experiments.programs import Programs, call
-from experiments.setup import Run, initial_variables, model_state, train_key
+from experiments.setup import Run, final_score, initial_variables, model_state, train_key
 
 EXPLORE, COMMIT, TRAIN = "explore", "commit", "train"
 
@@ -91,7 +91,8 @@ def template(run: Run, phase: str) -> Progress:
 
 def commit(run: Run, state: Exploring) -> Settled:
     """Cuts the final slab; what was not chosen is given up."""
-    inside = jax.jit(partial(step.commit, run.pieces))(state.dce)
+    cut = partial(step.commit, run.pieces, score=final_score(run.config))
+    inside = jax.jit(cut)(state.dce)
     return Settled(inside.loop, inside.selection)
 
 

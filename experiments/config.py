@@ -61,6 +61,7 @@ def defaults() -> ConfigDict:
     config.explore_keep = config_dict.placeholder(float)  # fraction that executes until the commit
     config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
     config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
+    config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
@@ -119,7 +120,12 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"{field} is {config[field]}: it must be above 0 and at most 1")
     if config.init_scale <= 0:
         raise ValueError(f"init_scale is {config.init_scale}: it must be positive")
-    for field, whole in (("commit", "steps"), ("warmup", "steps"), ("floor", "channels")):
+    for field, whole in (
+        ("commit", "steps"),
+        ("warmup", "steps"),
+        ("floor", "channels"),
+        ("contest", "seats"),
+    ):
         if not 0.0 <= config[field] <= 1.0:
             raise ValueError(f"{field} is {config[field]}: it is a share of the {whole}, 0 to 1")
     for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity"):

@@ -253,7 +253,18 @@ def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
     if config.alpha_end is not None:
         selections = max(1, commit_step // config.select_every)
         alpha = optax.linear_schedule(config.alpha, config.alpha_end, selections)
+    if config.contest < 1.0:
+        selections = max(1, commit_step // config.select_every)
+        open_seats = optax.linear_schedule(config.contest, 0.0, selections)
+        return partial(scores.seats, alpha=alpha, contest=open_seats)
     return partial(scores.ucb, alpha=alpha)
+
+
+def final_score(config: ConfigDict) -> ScoreFn:
+    """How the channels of the compact model are ranked at the commit."""
+    if config.method == "dce" and config.contest < 1.0 and not config.scoring:
+        return partial(scores.seats, alpha=0.0, contest=0.0)  # those that sit stay
+    return scores.best
 
 
 def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:

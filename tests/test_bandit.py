@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dce_jax import bandit, budget, scores
 from dce_jax.types import Arms
 
 BUDGET = budget.Budget((("a", 9, 4), ("whole", 3, 3), ("b", 5, 2)))
 UCB = functools.partial(scores.ucb, alpha=0.3)
-SCORES = {"ucb": UCB, "greedy": scores.greedy, "best": scores.best, "random": scores.random}
+SEATS = functools.partial(scores.seats, alpha=0.3, contest=0.25)
+SCORES = {
+    "ucb": UCB,
+    "greedy": scores.greedy,
+    "best": scores.best,
+    "random": scores.random,
+    "seats": SEATS,
+}
 
 
 def program(bud, score, discount=1.0):
@@ -158,7 +167,13 @@ def test_an_arm_that_always_fails_ends_last_and_is_not_among_the_final_channels(
 def test_smallest_and_whole_super_arms(score, width, k):
     scores_C = SCORES[score](
         jax.random.key(0),
-        Arms(jnp.linspace(0.1, 0.9, width), jnp.ones(width), jnp.float32(3.0), jnp.int32(3)),
+        Arms(
+            jnp.linspace(0.1, 0.9, width),
+            jnp.ones(width),
+            jnp.float32(3.0),
+            jnp.int32(3),
+            jnp.zeros(width, bool),
+        ),
     )
     found = np.asarray(bandit.top_k(jax.random.key(0), scores_C, k))
     assert found.shape == (k,)
@@ -171,7 +186,11 @@ def test_smallest_and_whole_super_arms(score, width, k):
 
 def example_arms():
     return Arms(
-        jnp.asarray([0.5, 0.0, 0.25]), jnp.asarray([4.0, 0.0, 9.0]), jnp.float32(13.0), jnp.int32(6)
+        jnp.asarray([0.5, 0.0, 0.25]),
+        jnp.asarray([4.0, 0.0, 9.0]),
+        jnp.float32(13.0),
+        jnp.int32(6),
+        jnp.asarray([True, False, False]),
     )
 
 
@@ -183,6 +202,52 @@ def test_scores_against_their_equations():
     np.testing.assert_array_equal(scores.greedy(key, arms), [0.5, np.inf, 0.25])
     np.testing.assert_array_equal(scores.best(key, arms), [0.5, -1.0, 0.25])
     assert scores.radius(arms, alpha=1.0)[1] == 0.0
+
+
+def seated(means, plays, chosen):
+    """Arms of one group, some of which sit."""
+    width = len(means)
+    mask = jnp.zeros(width, bool).at[jnp.asarray(chosen, jnp.int32)].set(True)
+    values = jnp.asarray(means, jnp.float32), jnp.asarray(plays, jnp.float32)
+    return Arms(*values, jnp.float32(5.0), jnp.int32(5), mask)
+
+
+def test_the_worst_that_sit_leave_their_seats_to_unplayed_arms_first():
+    arms = seated([0.9, 0.1, 0.5, 0.4, 0.8, 0.0], [5, 5, 5, 5, 1, 0], [0, 1, 2, 3])
+    found = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.25)
+    np.testing.assert_allclose(
+        found, [np.inf, -np.inf, np.inf, np.inf, 0.8, np.finfo(np.float32).max]
+    )
+    two = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.5)
+    np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), two, 4), [0, 2, 4, 5])
+
+
+def test_with_no_seat_contested_the_latest_selection_stays_whatever_its_means():
+    arms = seated([0.1, 0.9, 0.0, 0.9], [2, 2, 2, 2], [0, 2])
+    found = scores.seats(jax.random.key(0), arms, alpha=1.0, contest=0.0)
+    np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), found, 2), [0, 2])
+    # A budget that grew fills up with the best outside, one that shrank keeps the best that sit.
+    np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), found, 3)[:2], [0, 1])
+    arms = seated([0.1, 0.9, 0.0, 0.9], [2, 2, 2, 2], [0, 1, 2])
+    smaller = scores.seats(jax.random.key(0), arms, alpha=1.0, contest=1 / 3)
+    np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), smaller, 2), [0, 1])
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.0, 1.0), st.integers(0, 99))
+def test_as_many_seats_change_as_are_contested(outside, k, contest, seed):
+    draw = np.random.default_rng(seed)
+    width = k + outside
+    sitting = draw.permutation(width)[:k]
+    arms = seated(draw.integers(0, 4, width) / 4, np.ones(width), sitting)  # with ties
+    found = scores.seats(jax.random.key(0), arms, alpha=0.1, contest=contest)
+    chosen = np.asarray(bandit.top_k(jax.random.key(seed), found, k))
+    contested = min(np.floor(np.float32(contest) * k + np.float32(0.5)), outside)
+    assert len(set(chosen) - set(sitting)) == contested
+    gone = set(sitting) - set(chosen)
+    stay = set(sitting) - gone
+    if gone and stay:
+        means = np.asarray(arms.mean_C)
+        assert max(means[list(gone)]) <= min(means[list(stay)])
 
 
 def test_alpha_may_be_a_schedule_over_undiscounted_selections():
@@ -225,7 +290,7 @@ def test_state_keeps_explicit_types_and_nothing_weak():
         state,
     )
     kinds = jax.tree.leaves(state)
-    assert {str(leaf.dtype) for leaf in kinds} == {"float32", "int32"}
+    assert {str(leaf.dtype) for leaf in kinds} == {"float32", "int32", "bool"}
     assert not any(leaf.weak_type for leaf in kinds)
     assert avals(after) == avals(state)
 
