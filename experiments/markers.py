@@ -1,43 +1,50 @@
 """Generated blocks in a Markdown document: the markers say what each block is made of.
 
-An opening marker `<!-- table:NAME PATH ... -->` and a closing one `<!-- /table:NAME -->` stand on
-lines of their own; what lies between them is replaced. Markers inside a fenced code block are text.
+An opening marker `<!-- KIND:NAME PATH ... -->` and a closing one `<!-- /KIND:NAME -->` stand on
+lines of their own; what lies between them is replaced. The kind says what is made of the paths;
+comments of other kinds, and markers inside a fenced code block, are text.
 """
 
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-OPENING = re.compile(r"<!-- table:(\S+)(.*)-->\s*")
+Maker: TypeAlias = Callable[[Sequence[Path]], str]
+"""Files and directories -> a block's Markdown."""
 
 
-def _resolve(words: str, base: Path, name: str) -> list[Path]:
+def _opening(kinds: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(rf"<!-- ((?:{'|'.join(map(re.escape, kinds))}):\S+)(.*)-->\s*")
+
+
+def _resolve(words: str, base: Path, marker: str) -> list[Path]:
     paths = [base / word for word in shlex.split(words)]
     if not paths:
         raise ValueError(
-            f"marker {name!r} names no files: write <!-- table:{name} PATH ... -->, with paths "
+            f"marker {marker!r} names no files: write <!-- {marker} PATH ... -->, with paths "
             "relative to the document"
         )
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
-                f"marker {name!r} names {path}, which does not exist: correct the marker, or "
+                f"marker {marker!r} names {path}, which does not exist: correct the marker, or "
                 "restore the files"
             )
     return paths
 
 
-def _closing(lines: Sequence[str], start: int, name: str) -> int:
-    """Index of the line that closes block `name`, which opens on line `start`."""
+def _closing(lines: Sequence[str], start: int, marker: str, opening: re.Pattern[str]) -> int:
+    """Index of the line that closes the block of `marker`, which opens on line `start`."""
     for i in range(start + 1, len(lines)):
-        if lines[i].strip() == f"<!-- /table:{name} -->":
+        if lines[i].strip() == f"<!-- /{marker} -->":
             return i
-        if OPENING.fullmatch(lines[i]):
+        if opening.fullmatch(lines[i]):
             break
     raise ValueError(
-        f"marker {name!r} on line {start + 1} is not closed: add <!-- /table:{name} --> on a line "
+        f"marker {marker!r} on line {start + 1} is not closed: add <!-- /{marker} --> on a line "
         "of its own below it"
     )
 
@@ -50,7 +57,7 @@ def _relative(paths: Sequence[Path], base: Path) -> str:
 
 def rewrite(
     text: str,
-    make: Callable[[Sequence[Path]], str],
+    makers: Mapping[str, Maker],
     *,
     base: Path,
     only: str | None = None,
@@ -60,9 +67,9 @@ def rewrite(
 
     Args:
       text: the document.
-      make: files and directories -> the block's Markdown.
+      makers: kind of a block -> what makes it.
       base: directory of the document; the markers' paths are relative to it.
-      only: name of the one block to make; None makes all.
+      only: name of the one block to make, of every kind that has it; None makes all.
       paths: what the markers name from now on; empty leaves them as they are.
 
     Returns:
@@ -72,32 +79,35 @@ def rewrite(
       FileNotFoundError: a marker names a path that does not exist.
       ValueError: a marker without files or without an end, no such block, or a name used twice.
     """
-    lines, made, names, fenced, i = text.split("\n"), [], [], False, 0
+    opening = _opening(makers)
+    lines, made, found, fenced, i = text.split("\n"), [], [], False, 0
     while i < len(lines):
         made.append(lines[i])
         fenced ^= lines[i].lstrip().startswith("```")
-        opening = None if fenced else OPENING.fullmatch(lines[i])
-        if opening:
-            name, words = opening.groups()
-            names.append(name)
-            end = _closing(lines, i, name)
+        match = None if fenced else opening.fullmatch(lines[i])
+        if match:
+            marker, words = match.groups()
+            kind, _, name = marker.partition(":")
+            found.append(marker)
+            end = _closing(lines, i, marker, opening)
             if only in (None, name):
                 words = _relative(paths, base) if paths else words
-                block = make(_resolve(words, base, name))
-                made[-1:] = [f"<!-- table:{name}{words}-->", "", block, "", lines[end]]
+                block = makers[kind](_resolve(words, base, marker))
+                made[-1:] = [f"<!-- {marker}{words}-->", "", block, "", lines[end]]
             else:
                 made.extend(lines[i + 1 : end + 1])
             i = end
         i += 1
-    _check_names(names, only)
+    _check_markers(found, only)
     return "\n".join(made)
 
 
-def _check_names(names: Sequence[str], only: str | None) -> None:
+def _check_markers(found: Sequence[str], only: str | None) -> None:
+    names = dict.fromkeys(marker.partition(":")[2] for marker in found)
     if not names or (only is not None and only not in names):
         raise ValueError(
             f"the document has no table {only or ''!r}; its tables: {', '.join(names) or 'none'}. "
             "Add <!-- table:NAME PATH ... --> and <!-- /table:NAME --> on lines of their own"
         )
-    if len(set(names)) < len(names):
-        raise ValueError(f"the document uses a table's name twice ({', '.join(names)}): rename one")
+    if len(set(found)) < len(found):
+        raise ValueError(f"the document uses a marker twice ({', '.join(found)}): rename one")

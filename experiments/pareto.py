@@ -1,5 +1,6 @@
 """Accuracy against cost: one point a table row, one line a method."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments import pooling
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
-from experiments.summary import Result
+from experiments.summary import Result, spread
 
 COLOURS = {"dense": INK, "scratch": GREY, "subset": GREEN, "random": PURPLE, "dce": ORANGE}
 _COSTS = (
@@ -54,6 +55,7 @@ def pareto(results: Sequence[Result]) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     # Shifted lines are none that matplotlib would scale the axes by.
     bounds = [bound for runs in pooling.group(results) for bound in _bounds(runs)]
+    bounds = [bound for bound in bounds if math.isfinite(bound)] or [0.0, 1.0]
     margin = 0.08 * (max(bounds) - min(bounds)) or 0.01
     panels[0].set_ylim(min(bounds) - margin, max(bounds) + margin)
     panels[0].set_ylabel("test accuracy", fontsize=10)
@@ -90,7 +92,7 @@ def _line(
 
 def _mean_and_spread(runs: Sequence[Result]) -> tuple[float, float]:
     values = [run["test_accuracy"] for run in runs]
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), spread(values)
 
 
 def _bounds(runs: Sequence[Result]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Which runs may share a row of a table: those that differ in nothing but the seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import config
@@ -9,6 +9,15 @@ from experiments.summary import Result
 METHODS = ("dense", "scratch", "subset", "random", "dce")
 # Fields that name a run or a place and do not change what is trained, or that have columns.
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
+SELECTING = ("random", "dce")
+"""Methods that choose channels while they train."""
+# Settings that no other method reads.
+_SELECTING_ONLY = frozenset(
+    {
+        *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
+        *("allocation", "plans", "scale", "per_cost", "idle"),
+    }
+)
 
 
 def _asked(result: Result) -> float:
@@ -62,12 +71,42 @@ def group(results: Sequence[Result]) -> list[list[Result]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def differences(groups: Sequence[Sequence[Result]]) -> list[str]:
-    """For each row: the settings in which it differs from rows of the same name, or ''."""
-    texts = []
+def apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
+    """For each row: the settings, by name, in which it differs from rows of the same name."""
+    found = []
     for runs in groups:
         own = _settings(runs[0])
         rivals = [_settings(g[0]) for g in groups if _order(g[0]) == _order(runs[0])]
         names = sorted({k for r in rivals for k in own if repr(r.get(k)) != repr(own[k])})
-        texts.append(", ".join(f"{name}={own[name]}" for name in names))
-    return texts
+        found.append({name: own[name] for name in names})
+    return found
+
+
+def differences(groups: Sequence[Sequence[Result]]) -> list[str]:
+    """For each row: the settings in which it differs from rows of the same name, or ''."""
+    return [words(settings) for settings in apart(groups)]
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Settings as text: 'alpha=0.1, select_every=10'; '' for none."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def unlike(
+    first: Sequence[Result], second: Sequence[Result]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in which two rows differ, whatever their methods; each row's own values.
+
+    Settings of the selection count only between two methods that select, and those of one method
+    alone not at all.
+    """
+    one, other = _settings(first[0]), _settings(second[0])
+    selecting = all(runs[0]["method"] in SELECTING for runs in (first, second))
+    # The name is that of a config file, not a setting.
+    passed = {"name"} if selecting else {"name", *_SELECTING_ONLY}
+    names = sorted(
+        name
+        for name in (one.keys() & other.keys()) - passed
+        if repr(one[name]) != repr(other[name])
+    )
+    return {name: one[name] for name in names}, {name: other[name] for name in names}

@@ -1,5 +1,6 @@
 """The figures of one run: how numbers are written, and the table for the terminal."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -27,12 +28,20 @@ def percent(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f} %"
 
 
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for one value, NaN if one of several is NaN."""
+    if len(values) == 1:
+        return 0.0
+    # `statistics` cannot take NaN, which a run that went astray may hold.
+    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+
+
 def mean_and_spread(fractions: Sequence[float]) -> str:
     """'mean ± sample standard deviation' of fractions, in per cent; one value has no spread."""
     mean = 100 * statistics.fmean(fractions)
     if len(fractions) == 1:
         return f"{mean:.2f} %"
-    return f"{mean:.2f} ± {100 * statistics.stdev(fractions):.2f} %"
+    return f"{mean:.2f} ± {100 * spread(fractions):.2f} %"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:

@@ -4,8 +4,8 @@ r"""A sweep: every method, keep, seed and network of a table, one training run e
         --out experiments/results/cifar10_small --seeds 0,1,2 --set data_dir=DIR
 
 Runs what is missing in OUT, one JSON file per run, and goes on where it was stopped: a finished run
-is not run again, a killed one continues from its last checkpoint. Ends with `table.md` and
-`pareto.png`, over everything that OUT holds.
+is not run again, a killed one continues from its last checkpoint. Ends with `table.md` (all rows,
+then dce minus each rival, seed by seed) and `pareto.png`, over everything that OUT holds.
 """
 
 import argparse
@@ -15,9 +15,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments import cells, pareto, pooling, records, result, tables, workers
+from experiments import (
+    cells,
+    paired,
+    pairs,
+    pareto,
+    pooling,
+    records,
+    result,
+    tables,
+    workers,
+)
 from experiments.arguments import list_of
 from experiments.cells import Cell
+from experiments.summary import Result
 
 TABLE, PICTURE = "table.md", "pareto.png"
 INTERRUPTED = 130
@@ -55,10 +66,17 @@ def collect(out: Path, finished: workers.Job) -> None:
     partial_copy.replace(out / f"{finished.name}.json")
 
 
+def text(results: Sequence[Result]) -> str:
+    """The table of results and, where rows share seeds, dce minus each other row."""
+    found = pairs.comparisons(results, paired.METHOD)
+    below = [paired.HEADING, paired.table(found)] if found else []
+    return "\n\n".join([tables.result_table(results), *below])
+
+
 def summarise(out: Path) -> None:
-    """Writes the table and the picture of everything that OUT holds by now."""
+    """Writes the tables and the picture of everything that OUT holds by now."""
     found = records.gather([out]).results
-    (out / TABLE).write_text(tables.result_table(found) + "\n", encoding="utf-8")
+    (out / TABLE).write_text(text(found) + "\n", encoding="utf-8")
     pareto.pareto(found).savefig(out / PICTURE, dpi=120)
 
 

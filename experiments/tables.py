@@ -8,6 +8,8 @@ A document says itself what its tables hold: paths, relative to the document, in
 
     <!-- table:digits experiments/results/digits -->
     <!-- /table:digits -->
+
+A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import markers, pooling, records
+from experiments import markers, paired, pooling, records
 from experiments.summary import (
     MIB,
     NONE,
@@ -136,6 +138,10 @@ def tables(paths: Sequence[Path]) -> str:
     return "\n\n".join([*parts, *map(benchmark_table, found.benchmarks)])
 
 
+KINDS: dict[str, markers.Maker] = {"table": tables, "paired": paired.differences}
+"""Kind of a marker -> what it makes of its paths."""
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.tables",
@@ -155,7 +161,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--marker",
         metavar="NAME",
-        help="only this table of the file; with PATHS, it holds those from now on",
+        help="only the tables of this name; with PATHS, they hold those from now on",
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a table of --readme is stale"
@@ -179,7 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{readme} does not exist: give an existing file with --readme")
     old = readme.read_text(encoding="utf-8")
     new = markers.rewrite(
-        old, tables, base=readme.parent, only=arguments.marker, paths=arguments.paths
+        old, KINDS, base=readme.parent, only=arguments.marker, paths=arguments.paths
     )
     if old == new:
         print(f"{readme}: every table is up to date")

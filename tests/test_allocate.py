@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranking import heads
 
 from dce_jax import allocate
-from dce_jax.budget import Budget
+from dce_jax.budget import from_widths
 
 WIDTHS = {"a": 4, "b": 6}
 
@@ -21,20 +22,9 @@ def chain(widths):
 
 def literal(widths, saliencies, fraction, multiple_of, min_channels):
     """Drops the worst channel of all, one at a time, until the rounded budget fits."""
-    channels = [(-v, i, c) for i, g in enumerate(widths) for c, v in enumerate(saliencies[g])]
-    ranked, names = sorted(channels), list(widths)
-    for taken in range(len(ranked), -1, -1):
-        entries = []
-        for i, (_, width) in enumerate(widths.items()):
-            count = sum(1 for _, index, _ in ranked[:taken] if index == i)
-            rungs = [k for k in range(1, width + 1) if k % multiple_of == 0]
-            rungs = [k for k in rungs if k >= min(min_channels, width)]
-            # The nearest rung; of two at one distance the larger.
-            best = width if count == width else min(rungs, key=lambda k: (abs(k - count), -k))
-            entries.append((names[i], width, best))
-        found = Budget(tuple(entries))
-        if chain(found.compact) <= fraction * chain(widths):
-            return found
+    for found in reversed(heads(widths, saliencies, multiple_of, min_channels)):
+        if chain(found) <= fraction * chain(widths):
+            return from_widths(widths, found)
     return None
 
 

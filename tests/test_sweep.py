@@ -1,6 +1,7 @@
 """Sweeps: which cells there are, which are missing, and what becomes of failed and killed ones."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import report_fixture as fixture
 
-from experiments import cells, config, pareto, sweep, workers
+from experiments import cells, config, paired, pairs, pareto, sweep, workers
 from experiments.cells import Cell
 from experiments.configs import digits
 
@@ -156,6 +157,16 @@ def test_a_failing_run_is_named_with_its_log(tmp_path, capsys, monkeypatch):
     assert f"failed: {DCE.name}, see {tmp_path / 'r' / DCE.name}.log" in capsys.readouterr().out
 
 
+def test_the_table_is_followed_by_differences_where_rows_share_seeds():
+    rows = [
+        fixture.result(method=method, seed=seed) for method in ("dce", "dense") for seed in (0, 1)
+    ]
+    above, heading, below = sweep.text(rows).split("\n\n")
+    assert above.startswith("| data set") and above.count("\n") == 3
+    assert heading == paired.HEADING and below == paired.table(pairs.comparisons(rows, "dce"))
+    assert "\n\n" not in sweep.text(rows[:2])
+
+
 def test_picture_has_a_point_per_row_with_its_spread():
     results = [
         *(fixture.result(seed=s, keep=k) for k in (0.25, 0.5) for s in (0, 1)),
@@ -176,3 +187,11 @@ def test_picture_has_a_point_per_row_with_its_spread():
     assert low < 0.96 and high > 0.965 + spread and left.get_xlim() == (0, 1.08 * 2_000_000)
     with pytest.raises(ValueError, match="no results to draw"):
         pareto.pareto([])
+
+
+def test_picture_leaves_out_an_accuracy_that_is_not_a_number():
+    results = [fixture.result(), fixture.result(keep=0.25, test_accuracy=math.nan)]
+    low, high = pareto.pareto(results).axes[0].get_ylim()
+    assert low < 0.96 < high
+    nothing = pareto.pareto([fixture.result(test_accuracy=math.nan)])
+    assert all(map(math.isfinite, nothing.axes[0].get_ylim()))

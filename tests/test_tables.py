@@ -2,13 +2,14 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
 import report_fixture as fixture
 from rich.console import Console
 
-from experiments import markers, records, report, summary, tables
+from experiments import markers, paired, records, report, summary, tables
 
 
 def save(path, value) -> None:
@@ -41,6 +42,11 @@ def test_result_table_shows_missing_figures_as_dashes():
         method="scratch", step_ms_median={"explore": None, "commit": 3.0}, peak_bytes=None
     )
     assert cells(tables.result_table([run | {"keep_requested": None}]))[2][-2:] == ["- / 3.0", "-"]
+
+
+def test_result_table_says_where_an_accuracy_is_not_a_number():
+    runs = [fixture.result(test_accuracy=math.nan), fixture.result(seed=1)]
+    assert "| nan ± nan % (2) | 95.00 ± 0.00 % |" in tables.result_table(runs)
 
 
 def test_result_table_refuses_a_repeated_seed_and_nothing():
@@ -163,22 +169,35 @@ def test_one_marker_alone_is_written_and_takes_new_paths(readme):
     ("text", "error", "message"),
     [
         ("plain", ValueError, "its tables: none"),
-        ("<!-- table:a . -->\n", ValueError, "'a' on line 1 is not closed"),
-        ("<!-- table:a -->\n<!-- /table:a -->", ValueError, "'a' names no files"),
+        ("<!-- table:a . -->\n", ValueError, "'table:a' on line 1 is not closed"),
+        ("<!-- table:a -->\n<!-- /table:a -->", ValueError, "'table:a' names no files"),
         ("<!-- table:a no -->\n<!-- /table:a -->", FileNotFoundError, "does not exist"),
         ("<!-- table:a . -->\n<!-- table:b . -->\n<!-- /table:a -->", ValueError, "not closed"),
-        ("<!-- table:a . -->\n<!-- /table:a -->\n" * 2, ValueError, "name twice"),
+        ("<!-- table:a . -->\n<!-- /table:a -->\n" * 2, ValueError, "uses a marker twice"),
     ],
 )
 def test_markers_refuse(tmp_path, text, error, message):
     with pytest.raises(error, match=message):
-        markers.rewrite(text, lambda _: "made", base=tmp_path)
+        markers.rewrite(text, {"table": lambda _: "made"}, base=tmp_path)
 
 
 def test_markers_refuse_an_unknown_name(tmp_path):
     text = "<!-- table:a . -->\n<!-- /table:a -->"
     with pytest.raises(ValueError, match="no table 'b'; its tables: a"):
-        markers.rewrite(text, lambda _: "made", base=tmp_path, only="b")
+        markers.rewrite(text, {"table": lambda _: "made"}, base=tmp_path, only="b")
+
+
+def test_a_kind_of_marker_makes_its_own_block_and_shares_names(tmp_path):
+    kinds = {"table": lambda paths: f"{len(paths)} rows", "paired": lambda _: "pairs"}
+    text = "".join(f"<!-- {kind}:a . -->\n<!-- /{kind}:a -->\n" for kind in (*kinds, "other"))
+    made = markers.rewrite(text, kinds, base=tmp_path, only="a", paths=[tmp_path, tmp_path])
+    assert made == (
+        "<!-- table:a . . -->\n\n2 rows\n\n<!-- /table:a -->\n"
+        "<!-- paired:a . . -->\n\npairs\n\n<!-- /paired:a -->\n"
+        "<!-- other:a . -->\n<!-- /other:a -->\n"
+    )
+    with pytest.raises(ValueError, match="'table:a' on line 1 is not closed"):
+        markers.rewrite("<!-- table:a . -->\n<!-- /paired:a -->", kinds, base=tmp_path)
 
 
 def test_tables_command_line_prints_and_refuses(tmp_path, capsys):
@@ -193,7 +212,7 @@ def test_tables_command_line_prints_and_refuses(tmp_path, capsys):
             tables.main(wrong)
 
 
-@pytest.mark.parametrize("main", [tables.main, report.main])
+@pytest.mark.parametrize("main", [tables.main, report.main, paired.main])
 def test_help_teaches(main, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
