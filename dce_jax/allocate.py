@@ -94,7 +94,8 @@ def budget(
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"target {fraction} is outside (0, 1]: it is a share of the full cost")
     ranked = _ranked_groups(widths, saliencies, whole)
-    target = fraction * cost_of(dict(widths))
+    # A share computed from integers may, multiplied back, fall just short of what it came from.
+    target = fraction * cost_of(dict(widths)) * (1 + 1e-12)
 
     def at(taken: int) -> Budget:
         counts = np.bincount(ranked[:taken], minlength=len(widths))

@@ -61,7 +61,7 @@ def seats(key: Array, arms: Arms, *, alpha: Alpha, contest: Contest) -> Array:
       contest: share of the seats that are contested, in [0, 1]; at 0 the latest selection stays.
 
     Returns:
-      float32[C]: +inf for those that stay, -inf for those that leave.
+      float32[C]: +inf for those that stay, negative for those that leave.
     """
     share = contest(arms.selections) if callable(contest) else contest
     taken = jnp.sum(arms.seated_C, dtype=jnp.int32)
@@ -72,7 +72,9 @@ def seats(key: Array, arms: Arms, *, alpha: Alpha, contest: Contest) -> Array:
     stays_C = arms.seated_C & (rank_C < taken - contested)
     unplayed_first = jnp.finfo(jnp.float32).max
     outside_C = jnp.minimum(ucb(key, arms, alpha=alpha), unplayed_first)
-    return jnp.where(stays_C, jnp.inf, jnp.where(arms.seated_C, -jnp.inf, outside_C))
+    # Where fewer arms are outside than seats contested, the best of those that leave come back.
+    leaves_C = -1.0 / (1.0 + arms.mean_C)
+    return jnp.where(stays_C, jnp.inf, jnp.where(arms.seated_C, leaves_C, outside_C))
 
 
 def random(key: Array, arms: Arms) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 from experiments import config
 from experiments.summary import Result
 
-METHODS = ("dense", "scratch", "subset", "random", "dce")
+METHODS = ("dense", "slimming", "scratch", "subset", "random", "dce")
 # Fields that name a run or a place and do not change what is trained, or that have columns.
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
 SELECTING = ("random", "dce")

@@ -23,7 +23,7 @@ def chain(widths):
 def literal(widths, saliencies, fraction, multiple_of, min_channels):
     """Drops the worst channel of all, one at a time, until the rounded budget fits."""
     for found in reversed(heads(widths, saliencies, multiple_of, min_channels)):
-        if chain(found) <= fraction * chain(widths):
+        if chain(found) <= fraction * chain(widths) * (1 + 1e-12):
             return from_widths(widths, found)
     return None
 
@@ -108,3 +108,19 @@ def test_bad_input_is_refused(changes, message):
     saliencies, fraction = arguments.pop("saliencies"), arguments.pop("fraction")
     with pytest.raises(ValueError, match=message):
         allocate.budget(WIDTHS, saliencies, fraction, chain, **arguments)
+
+
+@pytest.mark.parametrize("width", [7, 49, 93, 1000])
+def test_a_share_computed_from_a_budget_affords_that_budget(width):
+    # 49 * (k / 49) is less than k for some k.
+    for k in range(1, width + 1):
+        found = allocate.budget({"a": width}, {"a": np.ones(width)}, k / width, lambda w: w["a"])
+        assert found.compact == {"a": k}
+
+
+def test_the_floor_is_a_share_of_every_group_rounded_up():
+    values = {"a": np.zeros(10), "b": np.ones(7)}
+    found = allocate.budget({"a": 10, "b": 7}, values, 0.6, lambda w: sum(w.values()), floor=0.25)
+    assert found.compact == {"a": 3, "b": 7}
+    with pytest.raises(ValueError, match=r"floor is 1\.2: it is a share of every group's channels"):
+        allocate.budget({"a": 10}, {"a": np.ones(10)}, 0.5, lambda w: w["a"], floor=1.2)

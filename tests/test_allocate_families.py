@@ -76,7 +76,7 @@ def test_a_budget_meets_its_target_and_one_rung_more_would_not(family, cost):
         ranked = heads(widths, saliencies, **options)
         fraction = draw_fraction(data, [cost_of(head) for head in ranked])
         found = allocate.budget(widths, saliencies, fraction, cost_of, **options).compact
-        target = fraction * cost_of(widths)
+        target = fraction * cost_of(widths) * (1 + 1e-12)
         assert cost_of(found) <= target
         longest = max(i for i, head in enumerate(ranked) if head == found)
         assert longest + 1 == len(ranked) or cost_of(ranked[longest + 1]) > target
@@ -172,9 +172,6 @@ def test_a_budget_is_the_same_wherever_its_saliencies_lie():
     assert len({str(budget) for budget in expected}) > len(NETS)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="scales compute in the type and place of what they are given"
-)
 @pytest.mark.parametrize("scale", [allocate.by_max, allocate.by_l2, allocate.by_mean])
 def test_a_scale_is_the_same_wherever_its_saliencies_lie(scale):
     given = {"a": np.float32([0.1, 0.2, 0.7]), "b": np.float32([0.3, 0.9])}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dce_jax import bandit, budget, scores
@@ -216,14 +216,14 @@ def test_the_worst_that_sit_leave_their_seats_to_unplayed_arms_first():
     arms = seated([0.9, 0.1, 0.5, 0.4, 0.8, 0.0], [5, 5, 5, 5, 1, 0], [0, 1, 2, 3])
     found = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.25)
     np.testing.assert_allclose(
-        found, [np.inf, -np.inf, np.inf, np.inf, 0.8, np.finfo(np.float32).max]
+        found, [np.inf, -1 / 1.1, np.inf, np.inf, 0.8, np.finfo(np.float32).max]
     )
     two = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.5)
     np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), two, 4), [0, 2, 4, 5])
 
 
 def test_with_no_seat_contested_the_latest_selection_stays_whatever_its_means():
-    arms = seated([0.1, 0.9, 0.0, 0.9], [2, 2, 2, 2], [0, 2])
+    arms = seated([0.1, 0.9, 0.0, 0.8], [2, 2, 2, 2], [0, 2])
     found = scores.seats(jax.random.key(0), arms, alpha=1.0, contest=0.0)
     np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), found, 2), [0, 2])
     # A budget that grew fills up with the best outside, one that shrank keeps the best that sit.
@@ -233,6 +233,7 @@ def test_with_no_seat_contested_the_latest_selection_stays_whatever_its_means():
     np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), smaller, 2), [0, 1])
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.0, 1.0), st.integers(0, 99))
 def test_as_many_seats_change_as_are_contested(outside, k, contest, seed):
     draw = np.random.default_rng(seed)
