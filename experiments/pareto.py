@@ -13,7 +13,14 @@ from experiments import pooling
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
 from experiments.summary import Result, spread
 
-COLOURS = {"dense": INK, "slimming": BLUE, "scratch": GREY, "subset": GREEN, "random": PURPLE, "dce": ORANGE}
+COLOURS = {
+    "dense": INK,
+    "slimming": BLUE,
+    "scratch": GREY,
+    "subset": GREEN,
+    "random": PURPLE,
+    "dce": ORANGE,
+}
 _COSTS = (
     ("macs_compact", "MACs of the compact model, forward, one example"),
     ("train_macs", "MACs of the whole training"),
