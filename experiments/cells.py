@@ -22,18 +22,21 @@ class Cell(NamedTuple):
       method: of the main job.
       keep: fraction of every group's channels; 1.0 for dense.
       seed: of the run.
+      widths: learned by another run, as the config's ``widths``; '' where the budget decides.
     """
 
     network: str
     method: str
     keep: float
     seed: int
+    widths: str = ""
 
     @property
     def name(self) -> str:
         """The cell's name in files: ``vgg16-dce-keep0.5-seed0``."""
         keep = "" if self.method == "dense" else f"-keep{self.keep:g}"
-        return f"{self.network}-{self.method}{keep}-seed{self.seed}"
+        learned = "-learned" if self.widths else ""
+        return f"{self.network}-{self.method}{learned}{keep}-seed{self.seed}"
 
 
 def grid(
@@ -47,6 +50,30 @@ def grid(
     for network, seed, keep, method in product(networks, seeds, keeps, methods):
         found[Cell(network, method, 1.0 if method == "dense" else keep, seed)] = None
     return list(found)
+
+
+def at_learned_widths(cells: Sequence[Cell], learned: Path) -> list[Cell]:
+    """The same cells at the widths that ``dce`` learned with their network, keep and seed.
+
+    Args:
+      cells: of methods that do not learn widths themselves.
+      learned: directory of a sweep's results.
+
+    Raises:
+      ValueError: a method that has no use for given widths, or a result that is missing.
+    """
+    found = []
+    for cell in cells:
+        if cell.method not in ("scratch", "subset"):
+            raise ValueError(
+                f"--widths-of is for scratch and subset, not for {cell.method}: give --methods"
+            )
+        path = learned / f"{cell._replace(method='dce').name}.json"
+        if not path.exists():
+            raise ValueError(f"no result {path} to take widths from: run its sweep first")
+        widths = records.read_result(path)["widths"]
+        found.append(cell._replace(widths=",".join(f"{g}={k}" for g, k in widths.items())))
+    return found
 
 
 def check_changes(changes: Sequence[str]) -> None:
@@ -74,6 +101,8 @@ def words(cell: Cell, config_file: Path, changes: Sequence[str]) -> list[str]:
     own = [f"network={cell.network}", f"method={cell.method}", f"seed={cell.seed}"]
     if cell.method != "dense":
         own.append(f"keep={cell.keep!r}")
+    if cell.widths:
+        own += [f"widths={cell.widths}", "allocation=uniform"]
     return [f"--config={config_file}", *(f"--config.{change}" for change in [*changes, *own])]
 
 

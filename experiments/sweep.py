@@ -89,6 +89,8 @@ def sweep(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         arguments.keeps,
         arguments.seeds,
     )
+    if arguments.widths_of:
+        wanted = cells.at_learned_widths(wanted, arguments.widths_of)
     todo = missing(wanted, arguments.config, arguments.set, arguments.out)
     say(f"{len(wanted)} cells, {len(todo)} to run")
     if arguments.list:
@@ -141,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a config field for every run, such as data_dir=DIR; may be repeated",
+    )
+    parser.add_argument(
+        "--widths-of",
+        metavar="DIR",
+        type=Path,
+        help="run scratch or subset at the widths that dce learned in this sweep's results",
     )
     parser.add_argument(
         "--runs",

@@ -42,6 +42,15 @@ def test_settings_are_what_the_main_job_would_make_of_the_words():
     assert config.plain(found) == config.plain(expected)
 
 
+def test_rivals_train_at_the_widths_that_a_run_learned(tmp_path):
+    (tmp_path / f"{DCE.name}.json").write_text(json.dumps(fixture.result()))
+    (cell,) = cells.at_learned_widths([SCRATCH], tmp_path)
+    assert cell.name == "vgg-digits-scratch-learned-keep0.5-seed0"
+    found = cells.settings(cells.words(cell, CONFIG, ["allocation=global"]))
+    assert config.parse_widths(found.widths) == fixture.result()["widths"]
+    assert found.allocation == "uniform"  # for rivals, whatever the sweep was told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -52,6 +61,14 @@ def test_settings_are_what_the_main_job_would_make_of_the_words():
         (["--methods", "dce,dcee"], "unknown method 'dcee'; did you mean 'dce'"),
         (["--networks", "vgg1"], "unknown network 'vgg1'"),
         (["--keeps", "0.5,1.5"], "keep is 1.5: it must be above 0 and at most 1"),
+        (
+            ["--widths-of", "nowhere", "--methods", "random"],
+            "--widths-of is for scratch and subset",
+        ),
+        (
+            ["--widths-of", "nowhere", "--methods", "scratch"],
+            "no result nowhere/vgg-digits-dce-keep0.5-seed0.json to take widths from",
+        ),
         (["--workers", "0"], "workers is 0: at least one must run"),
         (["--config", "nowhere.py"], "No such file.*nowhere.py"),
     ],
