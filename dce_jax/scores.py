@@ -47,6 +47,12 @@ def best(key: Array, arms: Arms) -> Array:
     return jnp.where(arms.plays_C > 0, arms.mean_C, -1.0)
 
 
+def worst(key: Array, arms: Arms) -> Array:
+    """Minus the mean, arms never played last: the control that a ranking must beat."""
+    del key
+    return jnp.where(arms.plays_C > 0, -arms.mean_C, -jnp.inf)
+
+
 def seats(key: Array, arms: Arms, *, alpha: Alpha, contest: Contest) -> Array:
     """Contests a few seats only: the best of the latest selection stay, by their means.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dce_jax import allocate, networks
+from dce_jax import allocate, networks, scores
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
 SIGNALS = (
@@ -29,6 +29,7 @@ SCALES = {
     "none": allocate.as_they_are,
 }
 TARGETS = ("macs", "params")
+FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
 _FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
 
 
@@ -51,7 +52,7 @@ def defaults() -> ConfigDict:
     config.allocation = "uniform"  # or global: learned while exploring, at the same cost
     config.target = "macs"  # global: the cost that stays the same: macs | params
     config.plans = 3  # global: how often the budget is learned, the last time at the commit
-    config.scale = "l2"  # global: how layers compare: by their max | l2 | mean | none
+    config.scale = "mean"  # global: how layers compare: by their max | l2 | mean | none
     config.per_cost = False  # global: value a channel per MAC that it costs
     config.floor = 0.1  # global: no group gets less than this share of its channels
     config.multiple_of = 1
@@ -66,6 +67,7 @@ def defaults() -> ConfigDict:
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
     config.signal = "norm_taylor"
+    config.final = "best"  # which channels the commit keeps: best | and as controls: random | worst
     config.init_scale = 1.0  # multiplies every initial kernel
     config.epochs = 20.0
     config.steps = config_dict.placeholder(int)  # overrides epochs
@@ -99,6 +101,7 @@ def check(config: ConfigDict) -> None:
     _one_of("allocation", config.allocation, ("uniform", "global"))
     _one_of("scale", config.scale, tuple(SCALES))
     _one_of("target", config.target, TARGETS)
+    _one_of("final", config.final, tuple(FINAL))
     _one_of("scan", config.scan, ("auto", "on", "off"))
     for field, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -18,7 +18,7 @@ from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
 from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
 from experiments import lengths, optimizers, slimming
-from experiments.config import parse_widths
+from experiments.config import FINAL, parse_widths
 from experiments.dataset import DataSet
 from experiments.pipeline import Augment, Source, make_source
 
@@ -262,9 +262,10 @@ def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
 
 def final_score(config: ConfigDict) -> ScoreFn:
     """How the channels of the compact model are ranked at the commit."""
-    if config.method == "dce" and config.contest < 1.0 and not config.scoring:
+    sitting = config.method == "dce" and config.contest < 1.0 and not config.scoring
+    if sitting and config.final == "best":
         return partial(scores.seats, alpha=0.0, contest=0.0)  # those that sit stay
-    return scores.best
+    return FINAL[config.final]
 
 
 def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:

@@ -201,6 +201,7 @@ def test_scores_against_their_equations():
     np.testing.assert_allclose(scores.ucb(key, arms, alpha=0.7), expected, rtol=1e-6)
     np.testing.assert_array_equal(scores.greedy(key, arms), [0.5, np.inf, 0.25])
     np.testing.assert_array_equal(scores.best(key, arms), [0.5, -1.0, 0.25])
+    np.testing.assert_array_equal(scores.worst(key, arms), [-0.5, -np.inf, -0.25])
     assert scores.radius(arms, alpha=1.0)[1] == 0.0
 
 

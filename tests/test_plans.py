@@ -66,9 +66,9 @@ def known(run, means):
 def test_a_plan_is_the_allocation_of_the_means_at_the_first_budgets_macs(lab):
     means = {"conv0": [0.9, 0.8, 0.1, 0.0], "conv1": [0.2, 0.2, 0.1, 0.1, 0.9, 0.3]}
     for changes, scaled in (
-        ({}, allocate.by_l2),
+        ({}, allocate.by_mean),
         ({"scale": "max"}, allocate.by_max),
-        ({"scale": "mean"}, allocate.by_mean),
+        ({"scale": "l2"}, allocate.by_l2),
     ):
         run = built(lab, **changes)
         image = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)

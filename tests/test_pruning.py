@@ -1,5 +1,7 @@
 """Runs that start wide, score the whole network, or prune a dense one."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,39 @@ def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes, stop):
     assert train.train(config, tmp_path / "w") is None
     assert train.train(config, tmp_path / "w") is not None
     runs.same_end(workdir, tmp_path / "w")
+
+
+def test_few_contested_seats_end_with_those_that_sit(lab):
+    changes = {**WIDE, "contest": 0.5, "discount": 0.5, "commit": 0.8, "block": 2}
+    _, workdir = lab.run(**changes)
+    run = built(lab, **changes)
+    state, done = blocks.start(run), 0
+    sat = []
+    while done < run.commit_step:
+        end = blocks.block_end(run, done)
+        state, _ = blocks.run_block(run, Programs(), state, done, end)
+        sat.append({g: np.flatnonzero(m) for g, m in state.dce.bandit.seated.items()})
+        done = end
+    for group, chosen in runs.chosen(workdir).items():
+        np.testing.assert_array_equal(chosen, sat[-1][group])
+        changed = [len(set(b[group]) - set(a[group])) for a, b in itertools.pairwise(sat)]
+        shares = [0.5 * (1 - i / 8) for i in range(1, 8)]  # falling to 0 at the eighth selection
+        assert changed == [int(share * runs.HALF[group] + 0.5) for share in shares]
+
+
+@pytest.mark.parametrize("final", ["random", "worst"])
+def test_controls_keep_other_channels_of_the_same_exploration(lab, final):
+    best, _ = lab.run(**WIDE, explore_keep=0.75)
+    found, workdir = lab.run(**WIDE, explore_keep=0.75, final=final)
+    assert found["widths"] == best["widths"] and found["train_macs"] == best["train_macs"]
+    means = runs.lines(workdir / "channels.jsonl")[-1]["means"]
+    if final == "worst":
+        for group, chosen in runs.chosen(workdir).items():
+            lowest = np.sort(means[group])[: runs.HALF[group]]
+            np.testing.assert_allclose(np.sort(np.take(means[group], chosen)), lowest)
+    else:
+        best_workdir = lab.run(**WIDE, explore_keep=0.75)[1]
+        assert runs.chosen(workdir) != runs.chosen(best_workdir)
 
 
 # --- scoring
@@ -176,6 +211,7 @@ def test_a_network_without_norms_cannot_be_slimmed():
         ({"floor": 1.5}, "floor is 1.5: it is a share of the channels, 0 to 1"),
         ({"init_scale": 0.0}, "init_scale is 0.0: it must be positive"),
         ({"target": "flops"}, "unknown target 'flops'"),
+        ({"final": "last"}, "unknown final 'last'"),
     ],
     ids=str,
 )
