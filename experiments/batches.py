@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dce_jax.types import Array, PyTree
+from experiments import decoding
 from experiments.augment import Augment, augment_batch, normalise
 from experiments.dataset import Split
+from experiments.encoded import Encoded
+from experiments.views import View, middle
 
 
 class Source(NamedTuple):
@@ -167,10 +170,9 @@ def resident(
     return Source(batch_fn, lambda _step: data, resident=True)
 
 
-def _padded_batch(split: Split, start: int, batch_size: int) -> dict[str, Array]:
-    """The batch that begins at ``start``, filled up with zeros of weight 0."""
-    images = split.images[start : start + batch_size]
-    labels = split.labels[start : start + batch_size]
+def _padded_batch(part: Split, batch_size: int) -> dict[str, Array]:
+    """At most B examples on the device, filled up with zeros of weight 0."""
+    images, labels = part
     fill = (0, batch_size - len(labels))
     return jax.device_put(
         {
@@ -181,14 +183,17 @@ def _padded_batch(split: Split, start: int, batch_size: int) -> dict[str, Array]
     )
 
 
-def eval_batches(split: Split, batch_size: int) -> Iterator[dict[str, Array]]:
+def eval_batches(
+    split: Split | Encoded, batch_size: int, *, view: View = middle
+) -> Iterator[dict[str, Array]]:
     """A whole split once, in order, in batches of one shape.
 
     Sums weighted by ``weight`` over all batches are exact sums over the split.
 
     Args:
-      split: images and labels.
+      split: images and labels; encoded ones are decoded by threads, a little ahead.
       batch_size: B, may exceed the split.
+      view: how encoded images are cut; arrays are taken as they are.
 
     Returns:
       An iterator of ``{"image": uint8[B, H, W, C], "label": int32[B], "weight": float32[B]}`` on
@@ -196,9 +201,18 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[dict[str, Array]]:
       have 1.
 
     Raises:
-      ValueError: batch size < 1.
+      ValueError: batch size < 1; later, an encoded image that cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}, but evaluation needs at least 1")
-    starts = range(0, len(split.labels), batch_size)
-    return (_padded_batch(split, start, batch_size) for start in starts)
+    if isinstance(split, Encoded):
+        parts = decoding.in_order(split, batch_size, view=view)
+    else:
+        parts = _slices(split, batch_size)
+    return (_padded_batch(part, batch_size) for part in parts)
+
+
+def _slices(split: Split, batch_size: int) -> Iterator[Split]:
+    for start in range(0, split.num_images, batch_size):
+        rows = slice(start, start + batch_size)
+        yield Split(split.images[rows], split.labels[rows])

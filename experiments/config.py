@@ -43,6 +43,7 @@ def defaults() -> ConfigDict:
     config.dtype = "float32"  # compute type: float32 | bfloat16
     config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
     config.data_dir = config_dict.placeholder(str)  # TFDS data directory
+    config.image_size = config_dict.placeholder(int)  # TFDS images of many sizes: cut to this side
     config.validation = 0  # training images held out and evaluated instead of the test split
     config.examples = config_dict.placeholder(int)  # train on so many images only
     config.seed = 0
@@ -114,6 +115,13 @@ def check(config: ConfigDict) -> None:
     _at_least("scoring", config.scoring, 0)
     if config.examples is not None:
         _at_least("examples", config.examples, 1)
+    if config.image_size is not None:
+        _at_least("image_size", config.image_size, 1)
+        if config.crop:
+            raise ValueError(
+                f"crop is {config.crop}, but image_size {config.image_size} cuts images at random "
+                "already: use crop 0"
+            )
     if config.steps is not None:
         _at_least("steps", config.steps, 1)
     elif config.epochs <= 0:

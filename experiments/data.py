@@ -1,8 +1,8 @@
 """Data sets by name, and the command that prepares them.
 
 ``load`` reads the bundled digits, any prepared TFDS image classification set, an ``.npz`` file or
-a folder of class folders. ``python -m experiments.data prepare NAME --data_dir DIR`` downloads and
-prepares a TFDS set.
+a folder of class folders; all but TFDS sets whose image sizes differ are held in memory.
+``python -m experiments.data prepare NAME --data_dir DIR`` downloads and prepares a TFDS set.
 """
 
 import argparse
@@ -30,8 +30,8 @@ the same command goes on.
 """
 
 
-def load(name: str, *, data_dir: str | None) -> DataSet:
-    """Reads a data set into host memory.
+def load(name: str, *, data_dir: str | None, image_size: int | None = None) -> DataSet:
+    """Reads a data set, into host memory unless its image sizes differ.
 
     A folder called like a TFDS set is taken for the set: write ``./mnist`` for the folder.
 
@@ -39,22 +39,29 @@ def load(name: str, *, data_dir: str | None) -> DataSet:
       name: ``digits``; a TFDS name (``cifar10``, ``cifar100``, ``svhn_cropped``, ``mnist``, ...);
         a path that ends in ``.npz``; or a folder with ``train/CLASS/*`` and ``test/CLASS/*``.
       data_dir: TFDS data directory; only TFDS sets need one.
+      image_size: side of the square windows that a TFDS set's images are cut to where their sizes
+        differ; for all others None.
 
     Returns:
       The data set.
 
     Raises:
       FileNotFoundError: not prepared (with the command that prepares it), or no such file.
-      ValueError: unknown name (with the nearest ones), no data directory, or bad contents.
+      ValueError: unknown name (with the nearest ones), no data directory, bad contents, or an image
+        size where nothing is cut.
       ModuleNotFoundError: an optional package is missing, with what to install.
     """
+    folder = is_image_folder(Path(name).expanduser()) and not is_known(name, data_dir)
+    if not (name == "digits" or name.endswith(".npz") or folder):
+        return read_tfds(name, data_dir=data_dir, image_size=image_size)
+    if image_size is not None:
+        raise ValueError(
+            f"image_size is {image_size}, but {name} is read as it is: only TFDS sets whose image "
+            "sizes differ are cut to one; leave image_size out"
+        )
     if name == "digits":
         return read_digits()
-    if name.endswith(".npz"):
-        return read_npz(name)
-    if is_image_folder(Path(name).expanduser()) and not is_known(name, data_dir):
-        return read_folder(name)
-    return read_tfds(name, data_dir=data_dir)
+    return read_npz(name) if name.endswith(".npz") else read_folder(name)
 
 
 def _parser() -> argparse.ArgumentParser:

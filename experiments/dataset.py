@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from experiments.encoded import Encoded
+
 _CHUNK = 4096  # images counted at a time: bincount works on 8-byte copies
 
 
@@ -21,24 +23,29 @@ class Split(NamedTuple):
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int32]
 
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.labels)
+
 
 class DataSet(NamedTuple):
-    """An image classification set in host memory.
+    """An image classification set, in host memory or read as it is needed.
 
     Attributes:
       name: as it was asked for.
       train: training split.
-      test: test split, of the same image shape.
+      test: test split, of the same image shape; encoded where the training split is.
       num_classes: labels are 0 .. num_classes - 1.
       image_shape: (H, W, C).
-      mean: per channel, of the training images divided by 255.
+      mean: per channel, of the training images divided by 255; of encoded ones, ImageNet's.
       std: per channel, likewise; 1.0 for a channel that is constant.
       notes: what was done to the images that a reader of a result must know.
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Split | Encoded
+    test: Split | Encoded
     num_classes: int
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -169,6 +176,21 @@ def pixel_statistics(
     constant = (counts > 0).sum(axis=1) == 1
     std = np.where(constant, 1.0, np.sqrt(variance))
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def take(split: Split | Encoded, rows: npt.NDArray[np.integer] | slice) -> Split | Encoded:
+    """Some images of a split, with their labels; encoded ones are not read.
+
+    Args:
+      split: images and labels.
+      rows: integer[M], places in the split, or a slice of them.
+
+    Returns:
+      A split of M images.
+    """
+    if isinstance(split, Encoded):
+        return split._replace(rows=split.rows[rows])
+    return Split(split.images[rows], split.labels[rows])
 
 
 def make_dataset(

@@ -36,6 +36,7 @@ DATASETS: dict[str, tuple[int, int, int, int]] = {
     "cifar10": (32, 32, 3, 10),
     "cifar100": (32, 32, 3, 100),
     "svhn_cropped": (32, 32, 3, 10),
+    "imagenet2012": (224, 224, 3, 1000),  # as its recipe cuts the images
 }
 """Data set -> (H, W, D, classes), so that no data is needed."""
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from dce_jax import forward
 from dce_jax.types import Array, PyTree
-from experiments.dataset import DataSet, Split
+from experiments.dataset import DataSet, take
 from experiments.pipeline import Augment, augment_batch, eval_batches, normalise
+from experiments.views import random_window
 
 BATCH = 256
 
@@ -24,9 +25,11 @@ def accuracy(module: nn.Module, variables: PyTree, data: DataSet) -> float:
       data: the data set.
     """
     count = jax.jit(partial(_count_right, module, data.mean, data.std))
-    size = min(BATCH, len(data.test.labels))
-    right = [count(variables, batch) for batch in eval_batches(data.test, size)]
-    return float(jnp.sum(jnp.stack(right))) / len(data.test.labels)
+    right = 0.0
+    for batch in eval_batches(data.test, min(BATCH, data.test.num_images)):
+        # Waits for the device: batches read ahead of it must not pile up in its memory.
+        right += float(count(variables, batch))
+    return right / data.test.num_images
 
 
 def recalibration_inputs(
@@ -35,7 +38,8 @@ def recalibration_inputs(
     """The images of `training_batches`, for recalibration.
 
     Augmented, because the weights have adapted to the statistics of what they were trained on;
-    those of plain images differ by the black margins of the crops, and cost accuracy.
+    those of plain images differ by the black margins of the crops, or by the scale at which
+    windows show their objects, and cost accuracy.
     """
     batches = training_batches(data, augment=augment, examples=examples, batch_size=batch_size)
     return (batch["image"] for batch in batches)
@@ -55,9 +59,9 @@ def training_batches(
     Returns:
       An iterator of ``{"image": float32[B, H, W, C], "label": int32[B]}``, the same in every run.
     """
-    whole = max(1, min(examples, len(data.train.labels)) // batch_size) * batch_size
-    split = Split(data.train.images[:whole], data.train.labels[:whole])
-    for index, batch in enumerate(eval_batches(split, batch_size)):
+    whole = max(1, min(examples, data.train.num_images) // batch_size) * batch_size
+    split = take(data.train, slice(whole))
+    for index, batch in enumerate(eval_batches(split, batch_size, view=random_window)):
         key = jax.random.fold_in(jax.random.key(0), index)
         images = normalise(augment_batch(key, batch["image"], augment), data.mean, data.std)
         yield {"image": images, "label": batch["label"]}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.dataset import DataSet, Split, make_dataset
+from experiments.dataset import DataSet, Split, make_dataset, take
 
 
 def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet:
@@ -23,7 +23,7 @@ def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet
     """
     if not validation and examples is None:
         return data
-    count = len(data.train.labels)
+    count = data.train.num_images
     left = count - validation
     if left < 1 or (examples is not None and examples > left):
         raise ValueError(
@@ -36,14 +36,10 @@ def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet
     notes = [f"trained on {len(kept)} of {count} training images"]
     if validation:
         notes.append(f"evaluated on {validation} held-out training images, not on the test split")
-    return make_dataset(
-        data.name,
-        _take(data.train, kept),
-        _take(data.train, held) if validation else data.test,
-        num_classes=data.num_classes,
-        notes=(*data.notes, *notes),
-    )
-
-
-def _take(split: Split, rows: np.ndarray) -> Split:
-    return Split(split.images[rows], split.labels[rows])
+    train = take(data.train, kept)
+    test = take(data.train, held) if validation else data.test
+    said = (*data.notes, *notes)
+    if isinstance(train, Split) and isinstance(test, Split):
+        # The statistics of what is trained on.
+        return make_dataset(data.name, train, test, num_classes=data.num_classes, notes=said)
+    return data._replace(train=train, test=test, notes=said)

@@ -10,6 +10,7 @@ import jax
 from experiments.augment import Augment, augment_batch, normalise
 from experiments.batches import Source, batch_order, eval_batches, resident
 from experiments.dataset import Split
+from experiments.encoded import Encoded
 from experiments.streaming import stream
 
 __all__ = [
@@ -49,7 +50,7 @@ def fits_on_device(split_bytes: int, limit_bytes: int | None) -> bool:
 
 
 def make_source(
-    split: Split,
+    split: Split | Encoded,
     *,
     steps: int,
     batch_size: int,
@@ -57,7 +58,7 @@ def make_source(
     start_step: int = 0,
     **rest: Any,
 ) -> Source:
-    """Resident data where they fit on the device, otherwise a stream.
+    """Resident arrays where they fit on the device, otherwise a stream; encoded images stream.
 
     The two see the examples in different orders: a run goes on only with the kind it began with.
 
@@ -76,6 +77,8 @@ def make_source(
       ValueError: see ``check_run``.
       ModuleNotFoundError: the data must be streamed and Grain is not installed.
     """
+    if isinstance(split, Encoded):
+        return stream(split, steps=steps, batch_size=batch_size, start_step=start_step, **rest)
     size = split.images.nbytes + split.labels.nbytes + 4 * steps * batch_size
     limit = device_memory() if limit_bytes is None else limit_bytes
     if fits_on_device(size, limit):

@@ -111,7 +111,7 @@ def _costs(run: Run) -> dict[str, Any]:
     macs_full, macs_compact = (forward_macs(m, example) for m in (run.module, run.thin))
     shapes = maps.with_widths(run.module, run.budget.compact)
     recalibrated = max(
-        1, min(run.config.recalibration_examples, len(run.data.train.labels)) // batch
+        1, min(run.config.recalibration_examples, run.data.train.num_images) // batch
     )
     return {
         "params_full": cost.parameters(run.shapes["params"]),

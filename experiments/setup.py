@@ -82,7 +82,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     target = make_budget(config, module, example)
     budget = exploring(config, target)
     cost_ratio = ratio(macs_of(module, example), budget, target)
-    steps, commit_step = lengths.lengths(config, len(data.train.labels), cost_ratio)
+    steps, commit_step = lengths.lengths(config, data.train.num_images, cost_ratio)
     source = open_source(config, data, steps, start_step=0)
     thin = maps.with_widths(module, budget.compact)
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))

@@ -11,10 +11,11 @@ from dce_jax.types import Array, PyTree
 from experiments.augment import Augment
 from experiments.batches import Source, check_run, finish_batch
 from experiments.dataset import Split, require
-from experiments.tfds_reader import Records
+from experiments.decoding import DECODERS, examples, read_ahead
+from experiments.encoded import Encoded
+from experiments.views import random_window
 
-_THREADS = 4
-_AHEAD = 8  # batches that are decoded ahead of the step
+_COPIERS = 4  # threads that gather batches of arrays
 
 
 def _grain_seed(seed: int) -> int:
@@ -25,41 +26,32 @@ def _grain_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def _batches(records: Split | Records, *, batch_size: int, seed: int) -> Any:
-    """A grain.MapDataset of one epoch's host batches, shuffled anew in every epoch."""
-    grain = require("grain", extra="data")
-    if isinstance(records, Split):
-        indices = grain.MapDataset.range(len(records.labels)).shuffle(seed=_grain_seed(seed))
-        return indices.batch(batch_size, drop_remainder=True).map(
-            lambda index_B: {"image": records.images[index_B], "label": records.labels[index_B]}
-        )
-    source = grain.MapDataset.source(records.source).shuffle(seed=_grain_seed(seed))
-    picked = source.map(
-        lambda record: {
-            "image": record[records.image_key],
-            "label": np.int32(record[records.label_key]),
-        }
+def _batches(split: Split | Encoded, *, batch_size: int, seed: int) -> Any:
+    """A grain.MapDataset of one epoch's host batches, shuffled and cut anew in every epoch."""
+    seed = _grain_seed(seed)
+    order = require("grain", extra="data").MapDataset.range(split.num_images).shuffle(seed=seed)
+    if isinstance(split, Encoded):
+        cut = examples(split, order, view=random_window, seed=seed)
+        return cut.batch(batch_size, drop_remainder=True)
+    return order.batch(batch_size, drop_remainder=True).map(
+        lambda index_B: {"image": split.images[index_B], "label": split.labels[index_B]}
     )
-    return picked.batch(batch_size, drop_remainder=True)
 
 
 def _open(
-    records: Split | Records, *, batch_size: int, steps: int, seed: int, start_step: int
+    split: Split | Encoded, *, batch_size: int, steps: int, seed: int, start_step: int
 ) -> Iterator[dict[str, Any]]:
     """Host batches of the steps from ``start_step`` on, read ahead by threads."""
-    grain = require("grain", extra="data")
-    epoch = _batches(records, batch_size=batch_size, seed=seed)
+    epoch = _batches(split, batch_size=batch_size, seed=seed)
     run = epoch.repeat(-(-steps // len(epoch))).slice(slice(start_step, steps))
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    return iter(run.to_iter_dataset(options))
+    return read_ahead(run, threads=DECODERS if isinstance(split, Encoded) else _COPIERS)
 
 
 def _in_order(
     batches: Iterator[dict[str, Any]], *, start_step: int, steps: int
 ) -> Callable[[int], PyTree]:
     """``data_at`` over an iterator; one batch is always on its way to the device."""
-    expected = start_step
-    coming = jax.device_put(next(batches))
+    expected, coming = start_step, None
 
     def data_at(step: int) -> PyTree:
         nonlocal expected, coming
@@ -68,7 +60,9 @@ def _in_order(
                 f"the stream was asked for step {step}, but next is {expected} of {steps} steps; "
                 "open a new one with start_step to go elsewhere"
             )
-        now, expected = coming, expected + 1
+        # The first batch is not read before it is asked for: a run may go on elsewhere.
+        now = jax.device_put(next(batches)) if coming is None else coming
+        expected += 1
         if expected < steps:
             coming = jax.device_put(next(batches))
         return now
@@ -77,7 +71,7 @@ def _in_order(
 
 
 def stream(
-    records: Split | Records,
+    split: Split | Encoded,
     *,
     batch_size: int,
     steps: int,
@@ -94,7 +88,8 @@ def stream(
     ``data`` of a step is ``{"image": uint8[B, H, W, C], "label": int32[B]}``.
 
     Args:
-      records: arrays, or a TFDS split from ``tfds_reader.records``, read as it goes.
+      split: arrays, or encoded images that are read as it goes, every one of them cut to a
+        random window drawn from (seed, its place in the run).
       batch_size: B.
       steps: steps of the whole run.
       seed: seed of the order.
@@ -109,14 +104,14 @@ def stream(
       ValueError otherwise.
 
     Raises:
-      ValueError: see ``batches.check_run``; or start_step is not in 0 .. steps - 1.
+      ValueError: see ``batches.check_run``; or start_step is not in 0 .. steps - 1. Later,
+        from ``data_at``, an encoded image that cannot be read.
       ModuleNotFoundError: Grain is not installed.
     """
-    count = len(records.labels if isinstance(records, Split) else records.source)
-    check_run(count=count, batch_size=batch_size, steps=steps, seed=seed)
+    check_run(count=split.num_images, batch_size=batch_size, steps=steps, seed=seed)
     if not 0 <= start_step < steps:
         raise ValueError(f"start_step is {start_step}, but steps are 0 .. {steps - 1}")
-    batches = _open(records, batch_size=batch_size, steps=steps, seed=seed, start_step=start_step)
+    batches = _open(split, batch_size=batch_size, steps=steps, seed=seed, start_step=start_step)
 
     def batch_fn(data: PyTree, step: Array, key: Array) -> dict[str, Array]:
         return finish_batch(

@@ -80,7 +80,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             report.write(workdir)
         return found
     images = holdout.hold_out(
-        data.load(settings.dataset, data_dir=settings.data_dir),
+        data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size),
         validation=settings.validation,
         examples=settings.examples,
     )

@@ -12,6 +12,7 @@ from experiments.configs import (
     cifar10_vgg16,
     densenet40,
     digits,
+    resnet50_imagenet,
     resnet56,
     resnet164,
     vgg19,
@@ -25,7 +26,11 @@ def settings(**changes):
 
 
 @pytest.mark.parametrize(
-    "module", [digits, cifar10_small, cifar10_vgg16, vgg19, resnet56, resnet164, densenet40]
+    "module",
+    [
+        *(digits, cifar10_small, cifar10_vgg16),
+        *(vgg19, resnet56, resnet164, densenet40, resnet50_imagenet),
+    ],
 )
 def test_shipped_configs_pass_and_share_their_fields(module):
     made = module.get_config()
@@ -67,6 +72,8 @@ def test_shipped_configs_pass_and_share_their_fields(module):
         ({"recalibration_examples": 0}, "recalibration_examples is 0"),
         ({"validation": -1}, "validation is -1: it must be at least 0"),
         ({"examples": 0}, "examples is 0: it must be at least 1"),
+        ({"image_size": 0}, "image_size is 0: it must be at least 1"),
+        ({"image_size": 224, "crop": 4}, "crop is 4, but image_size 224 cuts .*: use crop 0"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tensorflow_datasets.testing  # loads the mocks: tfds offers them lazily
 
-from experiments import readers, tfds_names, tfds_reader
+from experiments import readers, tfds_names, tfds_records
 from experiments.data import load
 
 
@@ -147,10 +147,10 @@ def test_tfds_split_names():
     def builder(*splits):
         return SimpleNamespace(name="made_up", info=SimpleNamespace(splits=dict.fromkeys(splits)))
 
-    assert tfds_reader._split_name(builder("train", "validation", "test"), "test") == "test"
-    assert tfds_reader._split_name(builder("train", "validation"), "test") == "validation"
+    assert tfds_records._split_name(builder("train", "validation", "test"), "test") == "test"
+    assert tfds_records._split_name(builder("train", "validation"), "test") == "validation"
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'extra'\]"):
-        tfds_reader._split_name(builder("train", "extra"), "test")
+        tfds_records._split_name(builder("train", "extra"), "test")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,25 @@ def test_tfds_split_names():
         ("digit", "nearest names: digits"),
         ("no/such", r"unknown data set 'no/such'\. Known are digits"),
         ("ag_news_subset", "not an image classification set.*'title'"),
-        ("caltech101", r"image sizes differ \(\(None, None, 3\)\)"),
+        ("caltech101", "image sizes differ; give the side .* with image_size, such as 224"),
     ],
 )
 def test_names_that_are_refused(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         load(name, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits", "image_size is 64, but digits is read as it is: only TFDS sets whose"),
+        ("own.npz", "image_size is 64, but own.npz is read as it is"),
+        ("cifar10", "image_size is 64, but all images of cifar10 are 32x32 .*: leave image_size"),
+    ],
+)
+def test_an_image_size_where_nothing_is_cut_is_refused(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, data_dir=str(tmp_path), image_size=64)
 
 
 def test_a_missing_package_names_its_extra(monkeypatch):

@@ -5,10 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-import tensorflow_datasets.testing  # loads the mocks: tfds offers them lazily
 
-from experiments import pipeline, tfds_reader
+from experiments import pipeline
 from experiments.augment import Augment
 from experiments.dataset import Split
 from experiments.pipeline import batch_order, eval_batches, fits_on_device, make_source, resident
@@ -151,13 +149,6 @@ def test_eval_batches_refuse_at_once():
 # Streaming
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    with tfds.testing.mock_data(num_examples=N):
-        data_dir = str(tmp_path_factory.mktemp("tfds"))
-        return tfds_reader.records("cifar10", data_dir=data_dir, split="train")
-
-
 def test_stream_batches_are_the_normalised_images_of_their_labels():
     source = pipeline.stream(SPLIT, **RUN)
     assert not source.resident
@@ -185,19 +176,6 @@ def test_stream_restarted_equals_the_uninterrupted_one(start):
         args = (jnp.int32(step), jax.random.key(1))
         expected = batch_fn(whole.data_at(step), *args)
         chex.assert_trees_all_equal(rest_fn(rest.data_at(step), *args), expected)
-
-
-def test_stream_reads_tfds_records_as_it_goes(records):
-    run = {**RUN, "steps": 6}
-    data = [pipeline.stream(records, **run).data_at(0)]
-    restarted = pipeline.stream(records, **run, start_step=5)
-    data.append(restarted.data_at(5))
-    known = {bytes(records.source[i]["image"]): records.source[i]["label"] for i in range(N)}
-    for batch in data:
-        chex.assert_shape(batch["image"], (4, 32, 32, 3))
-        assert batch["label"].dtype == jnp.int32
-        for image, label in zip(np.asarray(batch["image"]), batch["label"], strict=True):
-            assert known[image.tobytes()] == label
 
 
 @pytest.mark.parametrize("asked", [0, 2, 5])
