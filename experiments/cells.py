@@ -8,7 +8,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import config, records
+from experiments import checks, config, records
 
 SWEPT = ("network", "method", "keep", "seed")
 """Fields that the grid sets; they cannot be set for the whole sweep."""
@@ -122,7 +122,7 @@ def settings(arguments: Sequence[str]) -> ConfigDict:
         raise ValueError(f"no config field {config.field_message(error)}") from error
     except flags.Error as error:
         raise ValueError(str(error)) from error
-    config.check(found)
+    checks.check(found)
     return found
 
 

@@ -1,8 +1,6 @@
-"""Configs of the main job: every field, its meaning, and what is refused."""
+"""Configs of the main job: every field, its meaning, and how they are stored and compared."""
 
-import difflib
 import json
-import math
 import runpy
 import shlex
 from pathlib import Path
@@ -10,26 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dce_jax import allocate, networks, scores
-
-METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
-SIGNALS = (
-    "norm_taylor",
-    "gate_taylor",
-    "batch_gate_taylor",
-    "fisher",
-    "weight_l1",
-    "weight_l2",
-    "norm_scale",
-)
-SCALES = {
-    "max": allocate.by_max,
-    "l2": allocate.by_l2,
-    "mean": allocate.by_mean,
-    "none": allocate.as_they_are,
-}
-TARGETS = ("macs", "params")
-FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
 _FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
 
 
@@ -87,84 +65,6 @@ def defaults() -> ConfigDict:
     config.deterministic = False  # on GPU: what XLA offers (xla_gpu_deterministic_ops)
     config.stop_after = config_dict.placeholder(int)  # stop, as Ctrl-C does, after this step
     return config
-
-
-def check(config: ConfigDict) -> None:
-    """Refuses values that no run can have, before anything is loaded or compiled.
-
-    Raises:
-      ValueError: naming field, value, limit and, for names, the nearest known one.
-    """
-    _one_of("method", config.method, METHODS)
-    _one_of("network", config.network, tuple(networks.NETWORKS))
-    _one_of("signal", config.signal, SIGNALS)
-    _one_of("dtype", config.dtype, ("float32", "bfloat16"))
-    _one_of("allocation", config.allocation, ("uniform", "global"))
-    _one_of("scale", config.scale, tuple(SCALES))
-    _one_of("target", config.target, TARGETS)
-    _one_of("final", config.final, tuple(FINAL))
-    _one_of("scan", config.scan, ("auto", "on", "off"))
-    for field, value in config.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field} is {value}: it must be finite")
-    for field in ("batch_size", "select_every", "block", "checkpoint_blocks", "plans"):
-        _at_least(field, config[field], 1)
-    _at_least("recalibration_examples", config.recalibration_examples, 1)
-    _at_least("seed", config.seed, 0)
-    _at_least("validation", config.validation, 0)
-    _at_least("scoring", config.scoring, 0)
-    if config.examples is not None:
-        _at_least("examples", config.examples, 1)
-    if config.image_size is not None:
-        _at_least("image_size", config.image_size, 1)
-        if config.crop:
-            raise ValueError(
-                f"crop is {config.crop}, but image_size {config.image_size} cuts images at random "
-                "already: use crop 0"
-            )
-    if config.steps is not None:
-        _at_least("steps", config.steps, 1)
-    elif config.epochs <= 0:
-        raise ValueError(f"epochs is {config.epochs}: it must be positive")
-    for field in ("keep", "macs", "discount", "explore_keep"):
-        if config[field] is not None and not 0.0 < config[field] <= 1.0:
-            raise ValueError(f"{field} is {config[field]}: it must be above 0 and at most 1")
-    if config.init_scale <= 0:
-        raise ValueError(f"init_scale is {config.init_scale}: it must be positive")
-    for field, whole in (
-        ("commit", "steps"),
-        ("warmup", "steps"),
-        ("floor", "channels"),
-        ("contest", "seats"),
-    ):
-        if not 0.0 <= config[field] <= 1.0:
-            raise ValueError(f"{field} is {config[field]}: it is a share of the {whole}, 0 to 1")
-    for field in ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity"):
-        if config[field] is not None and config[field] < 0:
-            raise ValueError(f"{field} is {config[field]}: it must not be negative")
-
-    _check_budget(config)
-
-
-def _check_budget(config: ConfigDict) -> None:
-    """Refuses ways to a budget that exclude each other."""
-    if config.allocation == "global" and (config.widths or config.method in ("scratch", "subset")):
-        raise ValueError(
-            "allocation is global, learned while a run explores, but "
-            + ("widths are given" if config.widths else f"method {config.method} never explores")
-            + ": use allocation=uniform, or --config.widths of a run that learned them"
-        )
-    for field in ("explore_keep", "scoring"):
-        if config[field] and config.method not in ("dce", "random"):
-            raise ValueError(
-                f"{field} is {config[field]}, but method {config.method} has no bandit that "
-                "explores: it is for dce and random"
-            )
-    if config.method == "slimming" and not 0.0 < config.commit < 1.0:
-        raise ValueError(
-            f"commit is {config.commit}: slimming prunes after that share of its training MACs "
-            "and tunes what is left, so it must be above 0 and below 1"
-        )
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -258,15 +158,3 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): choose another --workdir") from error
     return stored
-
-
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown {field} {value!r}{hint} One of {', '.join(known)}")
-
-
-def _at_least(field: str, value: int, smallest: int) -> None:
-    if value < smallest:
-        raise ValueError(f"{field} is {value}: it must be at least {smallest}")

@@ -11,7 +11,7 @@ from dce_jax import channels as maps
 from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
 from dce_jax.types import Rewards
-from experiments.config import SCALES
+from experiments.checks import SCALES
 from experiments.setup import Run, cost_of, forward_macs, make_signal
 
 

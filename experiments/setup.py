@@ -18,7 +18,8 @@ from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
 from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
 from experiments import lengths, optimizers, slimming
-from experiments.config import FINAL, parse_widths
+from experiments.checks import FINAL
+from experiments.config import parse_widths
 from experiments.dataset import DataSet
 from experiments.pipeline import Augment, Source, make_source
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from dce_jax import bandit, scores
 from experiments import (
     blocks,
+    checks,
     config,
     data,
     holdout,
@@ -72,7 +73,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       ValueError: a config, data set or workdir that does not fit.
       TrainingError: NaN loss, or a disk that cannot be written; nothing saved is lost.
     """
-    config.check(settings)
+    checks.check(settings)
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
         found = read_result(workdir / result.RESULT)

@@ -6,7 +6,7 @@ import math
 import pytest
 import runs
 
-from experiments import config, optimizers, session
+from experiments import checks, config, optimizers, session
 from experiments.configs import (
     cifar10_small,
     cifar10_vgg16,
@@ -34,7 +34,7 @@ def settings(**changes):
 )
 def test_shipped_configs_pass_and_share_their_fields(module):
     made = module.get_config()
-    config.check(made)
+    checks.check(made)
     assert set(made) == set(config.defaults())
     assert made.name == module.__name__.rpartition(".")[2]
 
@@ -80,7 +80,7 @@ def test_shipped_configs_pass_and_share_their_fields(module):
 )
 def test_values_that_no_run_can_have_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        config.check(settings(**changes))
+        checks.check(settings(**changes))
 
 
 def test_optimizers_and_idle_rules_are_refused_by_name():

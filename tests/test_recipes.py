@@ -10,7 +10,7 @@ import tfds_dirs
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import config, data, lengths, setup, train
+from experiments import checks, config, data, lengths, setup, train
 
 RNG = np.random.default_rng(0)
 RECIPES = ("vgg19", "resnet56", "resnet164", "densenet40")
@@ -63,7 +63,7 @@ def test_the_words_of_a_docstring_make_a_run_of_that_data_set(
 ):
     data_dir, classes, pixels = prepared[words[1]]
     settings = parsed(recipe, data_dir, *words)
-    config.check(settings)
+    checks.check(settings)
     assert (settings.network, settings.dataset) == (recipe, words[1])
     read = data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size)
     assert (read.num_classes, read.image_shape, read.notes) == (classes, (32, 32, 3), ())
@@ -92,7 +92,7 @@ def test_the_recipe_of_imagenet_reads_a_prepared_directory(tmp_path):
     splits = {"train": tfds_dirs.photos(300), "validation": tfds_dirs.photos(20)}
     data_dir = tfds_dirs.write(tmp_path, "imagenet2012", splits)
     settings = parsed("resnet50_imagenet", data_dir)
-    config.check(settings)
+    checks.check(settings)
     read = data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size)
     assert (read.num_classes, read.image_shape) == (1000, (224, 224, 3))
     source = setup.open_source(settings, read, 1, start_step=0)

@@ -1,0 +1,121 @@
+"""Values of a config that no run can have, refused before anything is loaded or compiled."""
+
+import difflib
+import math
+
+from ml_collections import ConfigDict
+
+from dce_jax import allocate, networks, scores
+
+METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
+SIGNALS = (
+    "norm_taylor",
+    "gate_taylor",
+    "batch_gate_taylor",
+    "fisher",
+    "weight_l1",
+    "weight_l2",
+    "norm_scale",
+)
+SCALES = {
+    "max": allocate.by_max,
+    "l2": allocate.by_l2,
+    "mean": allocate.by_mean,
+    "none": allocate.as_they_are,
+}
+TARGETS = ("macs", "params")
+FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
+
+_CHOICES = {
+    "method": METHODS,
+    "signal": SIGNALS,
+    "dtype": ("float32", "bfloat16"),
+    "allocation": ("uniform", "global"),
+    "scale": tuple(SCALES),
+    "target": TARGETS,
+    "final": tuple(FINAL),
+    "scan": ("auto", "on", "off"),
+}
+_SMALLEST = {
+    "batch_size": 1,
+    "select_every": 1,
+    "block": 1,
+    "checkpoint_blocks": 1,
+    "plans": 1,
+    "recalibration_examples": 1,
+    "seed": 0,
+    "validation": 0,
+    "scoring": 0,
+    "examples": 1,
+    "image_size": 1,
+    "steps": 1,
+}
+_FRACTIONS = ("keep", "macs", "discount", "explore_keep")
+_SHARES = {"commit": "steps", "warmup": "steps", "floor": "channels", "contest": "seats"}
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity")
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses single values, then values that exclude each other.
+
+    Raises:
+      ValueError: naming field, value, limit and, for names, the nearest known one.
+    """
+    for field, known in {"network": tuple(networks.NETWORKS), **_CHOICES}.items():
+        _one_of(field, config[field], known)
+    for field, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field} is {value}: it must be finite")
+    for field, smallest in _SMALLEST.items():
+        if config[field] is not None and config[field] < smallest:
+            raise ValueError(f"{field} is {config[field]}: it must be at least {smallest}")
+    for field in _FRACTIONS:
+        if config[field] is not None and not 0.0 < config[field] <= 1.0:
+            raise ValueError(f"{field} is {config[field]}: it must be above 0 and at most 1")
+    for field, whole in _SHARES.items():
+        if not 0.0 <= config[field] <= 1.0:
+            raise ValueError(f"{field} is {config[field]}: it is a share of the {whole}, 0 to 1")
+    for field in _NOT_NEGATIVE:
+        if config[field] is not None and config[field] < 0:
+            raise ValueError(f"{field} is {config[field]}: it must not be negative")
+    for field in ("init_scale", "epochs"):
+        if config[field] <= 0 and not (field == "epochs" and config.steps is not None):
+            raise ValueError(f"{field} is {config[field]}: it must be positive")
+    _check_images(config)
+    _check_budget(config)
+
+
+def _check_images(config: ConfigDict) -> None:
+    if config.image_size is not None and config.crop:
+        raise ValueError(
+            f"crop is {config.crop}, but image_size {config.image_size} cuts images at random "
+            "already: use crop 0"
+        )
+
+
+def _check_budget(config: ConfigDict) -> None:
+    """Refuses ways to a budget that exclude each other."""
+    if config.allocation == "global" and (config.widths or config.method in ("scratch", "subset")):
+        raise ValueError(
+            "allocation is global, learned while a run explores, but "
+            + ("widths are given" if config.widths else f"method {config.method} never explores")
+            + ": use allocation=uniform, or --config.widths of a run that learned them"
+        )
+    for field in ("explore_keep", "scoring"):
+        if config[field] and config.method not in ("dce", "random"):
+            raise ValueError(
+                f"{field} is {config[field]}, but method {config.method} has no bandit that "
+                "explores: it is for dce and random"
+            )
+    if config.method == "slimming" and not 0.0 < config.commit < 1.0:
+        raise ValueError(
+            f"commit is {config.commit}: slimming prunes after that share of its training MACs "
+            "and tunes what is left, so it must be above 0 and below 1"
+        )
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown {field} {value!r}{hint} One of {', '.join(known)}")
