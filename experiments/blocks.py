@@ -16,7 +16,8 @@ from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
 from experiments import plans, scoring
 from experiments.programs import Programs, call
-from experiments.setup import Run, final_score, initial_variables, model_state, train_key
+from experiments.ranking import final_score
+from experiments.setup import Run, initial_variables, model_state, train_key
 
 EXPLORE, COMMIT, TRAIN = "explore", "commit", "train"
 

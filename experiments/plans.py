@@ -8,11 +8,14 @@ import numpy as np
 
 from dce_jax import allocate, bandit, forward
 from dce_jax import channels as maps
+from dce_jax.allocate import CostFn
 from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
 from dce_jax.types import Rewards
+from experiments.budgeting import forward_macs, macs_of, params_of
 from experiments.checks import SCALES
-from experiments.setup import Run, cost_of, forward_macs, make_signal
+from experiments.ranking import make_signal
+from experiments.setup import Run
 
 
 def steps(run: Run) -> tuple[int, ...]:
@@ -54,6 +57,12 @@ def groups(run: Run) -> tuple[str, ...]:
 def means(run: Run, known: BanditState) -> Rewards:
     """The bandit's mean rewards; a channel that never executed counts as worthless."""
     return {group: bandit.arms(known, group).mean_C for group in run.budget.full}
+
+
+def cost_of(run: Run) -> CostFn:
+    """What a learned budget keeps within: MACs or parameters as a function of widths."""
+    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
+    return (macs_of if run.config.target == "macs" else params_of)(run.module, example)
 
 
 def learned(run: Run, saliencies: Rewards, at: int) -> Budget:

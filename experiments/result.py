@@ -14,9 +14,10 @@ from dce_jax import compact, cost, forward, step
 from dce_jax.types import PyTree
 from experiments import blocks, config, evaluate, journal, machine, plans, scoring
 from experiments.blocks import Exploring, Progress
+from experiments.budgeting import allocation, forward_macs, macs_of
 from experiments.programs import Programs
 from experiments.records import read_lines
-from experiments.setup import Run, allocation, augmentation, forward_macs, macs_of
+from experiments.setup import Run, augmentation
 
 MODEL, RESULT, LAYERS = "compact", "result.json", "layers.json"
 _STEADY = 20  # steps that a timed block must have

@@ -11,7 +11,8 @@ from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
 from experiments import evaluate
 from experiments.programs import Programs, call
-from experiments.setup import Run, augmentation, make_signal
+from experiments.ranking import make_signal
+from experiments.setup import Run, augmentation
 
 
 def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:

@@ -1,8 +1,7 @@
 """From a config to everything a run needs, checked before the first step."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,16 +9,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward, networks, probe, saliency, scores, step
+from dce_jax import forward, networks, probe, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
-from dce_jax.parts import norm_parts
-from dce_jax.types import Array, LossFn, PyTree, ScoreFn, Signal
-from experiments import lengths, optimizers, slimming
-from experiments.checks import FINAL
-from experiments.config import parse_widths
+from dce_jax.types import Array, LossFn, PyTree
+from experiments import budgeting, lengths, optimizers, ranking, slimming
 from experiments.dataset import DataSet
 from experiments.pipeline import Augment, Source, make_source
 
@@ -80,9 +75,9 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     )
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     channels = probe.channel_map(module, example)
-    target = make_budget(config, module, example)
-    budget = exploring(config, target)
-    cost_ratio = ratio(macs_of(module, example), budget, target)
+    target = budgeting.make_budget(config, module, example)
+    budget = budgeting.exploring(config, target)
+    cost_ratio = budgeting.ratio(budgeting.macs_of(module, example), budget, target)
     steps, commit_step = lengths.lengths(config, data.train.num_images, cost_ratio)
     source = open_source(config, data, steps, start_step=0)
     thin = maps.with_widths(module, budget.compact)
@@ -98,9 +93,9 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         loss=slimming.penalised(loss, module, config.sparsity)
         if config.method == "slimming"
         else loss,
-        signal=make_signal(config.signal, module, channels, budget),
+        signal=ranking.make_signal(config.signal, module, channels, budget),
         gate_shapes=forward.gate_shapes(thin, example),
-        score=make_score(config, commit_step),
+        score=ranking.make_score(config, commit_step),
         discount=config.discount,
         batch_fn=source.batch_fn,
         catch_up=optimizers.idle_rule(config, steps, shapes["params"]),
@@ -148,125 +143,6 @@ def starting_at(run: Run, done: int) -> Run:
     if run.source.resident or done in (0, run.steps):
         return run
     return run._replace(source=open_source(run.config, run.data, run.steps, start_step=done))
-
-
-def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
-    """The budget that a config asks for: explicit widths, a MACs target, or a fraction.
-
-    Raises:
-      ValueError: see `dce_jax.budget`.
-    """
-    widths = maps.module_widths(module)
-    if config.method == "dense":
-        return budgets.full(widths)
-    if config.widths:
-        from_text = parse_widths(config.widths)
-        return budgets.from_widths(widths, from_text, allow_missing=True)
-    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
-    if config.macs is not None:
-        return budgets.from_macs(widths, config.macs, macs_of(module, example), **rounding)
-    return budgets.from_fraction(widths, config.keep, **rounding)
-
-
-def exploring(config: ConfigDict, target: Budget) -> Budget:
-    """The budget that executes until the commit; all channels where a run prunes a dense network.
-
-    Raises:
-      ValueError: see `dce_jax.budget`.
-    """
-    if config.method == "slimming":
-        return budgets.full(target.full)
-    if config.explore_keep is None:
-        return target
-    return budgets.from_fraction(
-        target.full,
-        config.explore_keep,
-        multiple_of=config.multiple_of,
-        min_channels=config.min_channels,
-    )
-
-
-def ratio(cost_of: Any, budget: Budget, target: Budget) -> float:
-    """What a step costs while a run explores, over what it costs later."""
-    return cost_of(budget.compact) / cost_of(target.compact) if budget != target else 1.0
-
-
-def allocation(config: ConfigDict) -> str:
-    """How a config's budget was made: explicit, uniform, or global (learned)."""
-    if config.method == "dense":
-        return "uniform"
-    return "explicit" if config.widths else config.allocation
-
-
-def macs_of(module: nn.Module, example: Any) -> Any:
-    """A function from widths to the MACs of one forward pass of one example."""
-
-    def count(widths: Mapping[str, int]) -> int:
-        return forward_macs(maps.with_widths(module, widths), example)
-
-    return count
-
-
-def cost_of(run: Run) -> Any:
-    """What a learned budget keeps within: MACs or parameters as a function of widths."""
-    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
-    if run.config.target == "macs":
-        return macs_of(run.module, example)
-
-    def count(widths: Mapping[str, int]) -> int:
-        module = maps.with_widths(run.module, widths)
-        return cost.parameters(nn.unbox(forward.shapes(module, example))["params"])
-
-    return count
-
-
-def forward_macs(module: nn.Module, example: Any) -> int:
-    """MACs of one forward pass of one example."""
-    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
-    variables = nn.unbox(forward.shapes(module, one))
-    return cost.macs(lambda v, x: module.apply(v, x), variables, one)
-
-
-def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budget) -> Signal:
-    """A saliency signal by name, for a network that declares its norms.
-
-    Raises:
-      ValueError: unknown name, or a network without the norms that the signal reads.
-    """
-    if name in ("norm_taylor", "norm_scale"):
-        declared = getattr(module, "reward_norms", None)
-        if declared is None:
-            raise ValueError(
-                f"signal {name!r} is read off norms, but {type(module).__name__} declares none in "
-                "reward_norms(): use gate_taylor, or declare them"
-            )
-        return getattr(saliency, name)(declared(), norm_parts(channels, budget.compact))
-    if name in ("weight_l1", "weight_l2"):
-        return getattr(saliency, name)(maps.producers(channels))
-    return getattr(saliency, name)()
-
-
-def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
-    """How arms are ranked while a run explores."""
-    if config.method == "random":
-        return scores.random
-    alpha: Any = config.alpha
-    if config.alpha_end is not None:
-        selections = max(1, commit_step // config.select_every)
-        alpha = optax.linear_schedule(config.alpha, config.alpha_end, selections)
-    if config.contest < 1.0:
-        selections = max(1, commit_step // config.select_every)
-        open_seats = optax.linear_schedule(config.contest, 0.0, selections)
-        return partial(scores.seats, alpha=alpha, contest=open_seats)
-    return partial(scores.ucb, alpha=alpha)
-
-
-def final_score(config: ConfigDict) -> ScoreFn:
-    """How the channels of the compact model are ranked at the commit."""
-    sitting = config.method == "dce" and config.contest < 1.0 and not config.scoring
-    if sitting and config.final == "best":
-        return partial(scores.seats, alpha=0.0, contest=0.0)  # those that sit stay
-    return FINAL[config.final]
 
 
 def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:

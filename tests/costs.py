@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from dce_jax import channels, cost, forward
-from experiments.setup import macs_of
+from experiments.budgeting import macs_of
 
 
 def one(example):

@@ -7,7 +7,7 @@ import pytest
 import runs
 
 from dce_jax import allocate, bandit, budget
-from experiments import blocks, data, plans, setup, train
+from experiments import blocks, budgeting, data, plans, setup, train
 
 GLOBAL = {
     "method": "dce",
@@ -72,7 +72,7 @@ def test_a_plan_is_the_allocation_of_the_means_at_the_first_budgets_macs(lab):
     ):
         run = built(lab, **changes)
         image = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
-        count = setup.macs_of(run.module, image)
+        count = budgeting.macs_of(run.module, image)
         share = count(run.budget.compact) / count(run.budget.full)
         arrays = {g: np.float32(v) for g, v in means.items()}
         expected = allocate.budget(run.budget.full, scaled(arrays), share, count)

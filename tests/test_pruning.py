@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from dce_jax import bandit, budget, forward, step
-from experiments import blocks, data, plans, scoring, setup, slimming, train
+from experiments import blocks, data, plans, ranking, scoring, setup, slimming, train
 from experiments.programs import Programs
 
 WIDE = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4}
@@ -106,7 +106,7 @@ def test_saliencies_are_the_mean_signal_of_the_whole_network(lab):
         found = scoring.saliencies(run, Programs(), state.dce.loop)
         gates = forward.gate_shapes(run.module, jnp.zeros((2, *run.data.image_shape)))
         full = budget.full(run.budget.full)
-        value = setup.make_signal(signal, run.module, run.channels, full).value
+        value = ranking.make_signal(signal, run.module, run.channels, full).value
         loss, total = forward.classification_loss(run.module), {}
         batches = list(
             scoring.evaluate.training_batches(
@@ -240,6 +240,6 @@ def leaf_at(tree, path):
 def test_a_learned_budget_may_keep_within_parameters(lab):
     found, _ = lab.run(**WIDE, allocation="global", plans=1, target="params")
     run = built(lab, **WIDE, allocation="global", plans=1, target="params")
-    count = setup.cost_of(run)
+    count = plans.cost_of(run)
     assert count(runs.FULL) == found["params_full"]
     assert found["params_compact"] == count(found["widths"]) <= count(runs.HALF)

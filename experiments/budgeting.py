@@ -1,0 +1,88 @@
+"""Budgets that a config asks for, and what networks cost at them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from dce_jax import budget as budgets
+from dce_jax import channels as maps
+from dce_jax import cost, forward
+from dce_jax.budget import Budget
+from experiments.config import parse_widths
+
+
+def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
+    """The budget that a config asks for: explicit widths, a MACs target, or a fraction.
+
+    Raises:
+      ValueError: see `dce_jax.budget`.
+    """
+    widths = maps.module_widths(module)
+    if config.method == "dense":
+        return budgets.full(widths)
+    if config.widths:
+        from_text = parse_widths(config.widths)
+        return budgets.from_widths(widths, from_text, allow_missing=True)
+    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
+    if config.macs is not None:
+        return budgets.from_macs(widths, config.macs, macs_of(module, example), **rounding)
+    return budgets.from_fraction(widths, config.keep, **rounding)
+
+
+def exploring(config: ConfigDict, target: Budget) -> Budget:
+    """The budget that executes until the commit; all channels where a run prunes a dense network.
+
+    Raises:
+      ValueError: see `dce_jax.budget`.
+    """
+    if config.method == "slimming":
+        return budgets.full(target.full)
+    if config.explore_keep is None:
+        return target
+    return budgets.from_fraction(
+        target.full,
+        config.explore_keep,
+        multiple_of=config.multiple_of,
+        min_channels=config.min_channels,
+    )
+
+
+def ratio(cost_of: Any, budget: Budget, target: Budget) -> float:
+    """What a step costs while a run explores, over what it costs later."""
+    return cost_of(budget.compact) / cost_of(target.compact) if budget != target else 1.0
+
+
+def allocation(config: ConfigDict) -> str:
+    """How a config's budget was made: explicit, uniform, or global (learned)."""
+    if config.method == "dense":
+        return "uniform"
+    return "explicit" if config.widths else config.allocation
+
+
+def macs_of(module: nn.Module, example: Any) -> Any:
+    """A function from widths to the MACs of one forward pass of one example."""
+
+    def count(widths: Mapping[str, int]) -> int:
+        return forward_macs(maps.with_widths(module, widths), example)
+
+    return count
+
+
+def forward_macs(module: nn.Module, example: Any) -> int:
+    """MACs of one forward pass of one example."""
+    one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+    variables = nn.unbox(forward.shapes(module, one))
+    return cost.macs(lambda v, x: module.apply(v, x), variables, one)
+
+
+def params_of(module: nn.Module, example: Any) -> Any:
+    """A function from widths to the number of parameters."""
+
+    def count(widths: Mapping[str, int]) -> int:
+        narrow = maps.with_widths(module, widths)
+        return cost.parameters(nn.unbox(forward.shapes(narrow, example))["params"])
+
+    return count

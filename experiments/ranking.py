@@ -1,0 +1,58 @@
+"""How a config ranks channels: by which signal, and by which score of the bandit."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import optax
+from ml_collections import ConfigDict
+
+from dce_jax import channels as maps
+from dce_jax import saliency, scores
+from dce_jax.budget import Budget
+from dce_jax.channels import ChannelMap
+from dce_jax.parts import norm_parts
+from dce_jax.types import ScoreFn, Signal
+from experiments.checks import FINAL
+
+
+def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budget) -> Signal:
+    """A saliency signal by name, for a network that declares its norms.
+
+    Raises:
+      ValueError: unknown name, or a network without the norms that the signal reads.
+    """
+    if name in ("norm_taylor", "norm_scale"):
+        declared = getattr(module, "reward_norms", None)
+        if declared is None:
+            raise ValueError(
+                f"signal {name!r} is read off norms, but {type(module).__name__} declares none in "
+                "reward_norms(): use gate_taylor, or declare them"
+            )
+        return getattr(saliency, name)(declared(), norm_parts(channels, budget.compact))
+    if name in ("weight_l1", "weight_l2"):
+        return getattr(saliency, name)(maps.producers(channels))
+    return getattr(saliency, name)()
+
+
+def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:
+    """How arms are ranked while a run explores."""
+    if config.method == "random":
+        return scores.random
+    alpha: Any = config.alpha
+    if config.alpha_end is not None:
+        selections = max(1, commit_step // config.select_every)
+        alpha = optax.linear_schedule(config.alpha, config.alpha_end, selections)
+    if config.contest < 1.0:
+        selections = max(1, commit_step // config.select_every)
+        open_seats = optax.linear_schedule(config.contest, 0.0, selections)
+        return partial(scores.seats, alpha=alpha, contest=open_seats)
+    return partial(scores.ucb, alpha=alpha)
+
+
+def final_score(config: ConfigDict) -> ScoreFn:
+    """How the channels of the compact model are ranked at the commit."""
+    sitting = config.method == "dce" and config.contest < 1.0 and not config.scoring
+    if sitting and config.final == "best":
+        return partial(scores.seats, alpha=0.0, contest=0.0)  # those that sit stay
+    return FINAL[config.final]
