@@ -45,6 +45,7 @@ def test_a_wide_exploration_narrows_at_the_commit_and_costs_no_more(lab):
     one_step = 3 * 8 * runs.macs(runs.HALF)
     assert abs(spent(found) - 20 * one_step) <= one_step
     assert found["train_macs"] == spent(found) + 16 * found["macs_compact"]
+    assert found["train_macs_dense"] == (3 * 8 * 20 + 16) * found["macs_full"]
     assert set(found["compilations"].values()) == {1}
     # The channels that stay are the bandit's best.
     chosen = runs.chosen(workdir)
