@@ -12,7 +12,7 @@ _FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
 
 
 def defaults() -> ConfigDict:
-    """Every field of the main job, with the values of the bundled digits run."""
+    """Every field of the main job; configs begin with these values."""
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
     config.method = "dce"  # dce | dense | scratch | subset | random | slimming
@@ -37,7 +37,7 @@ def defaults() -> ConfigDict:
     config.multiple_of = 1
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
-    config.commit = 0.1  # share of the steps after which the selection is fixed; 1 = never
+    config.commit = 0.03  # share of the steps after which the selection is fixed; 1 = never
     config.explore_keep = config_dict.placeholder(float)  # fraction that executes until the commit
     config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
     config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train

@@ -155,7 +155,7 @@ def test_tiny_config_of_the_tests_has_every_field(tmp_path):
 
 
 def test_the_command_names_the_config_file_and_what_differs_but_no_path_of_this_machine():
-    settings = config.defaults()
+    settings = digits.get_config()
     settings.method, settings.seed, settings.data_dir = "subset", 3, "/somewhere"
     said = config.command(settings)
     assert said == (
