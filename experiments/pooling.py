@@ -15,9 +15,13 @@ SELECTING = ("random", "dce")
 _SELECTING_ONLY = frozenset(
     {
         *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
-        *("allocation", "plans", "scale", "per_cost", "idle"),
+        *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
+        *("explore_keep", "scoring", "contest", "final"),
     }
 )
+_LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
+# Slimming selects once.
+_SLIMMING = frozenset({"commit", "commit_step", "select_every", "sparsity", "allocation"})
 
 
 def _asked(result: Result) -> float:
@@ -33,8 +37,19 @@ def _settings(result: Result) -> dict[str, Any]:
     own = {key: result[key] for key in ("allocation", "select_every", "commit_step", "steps")}
     # Results of an earlier version lack later fields, and ran with what is their default.
     known = {**config.plain(config.defaults()), **result["config"]}
-    settings = {k: v for k, v in known.items() if k not in NOT_SETTINGS}
-    return settings | own | {"device": result["device"]}
+    settings = known | own | {"device": result["device"]}
+    ignored = NOT_SETTINGS | idle_fields(result["method"], result["allocation"])
+    return {field: value for field, value in settings.items() if field not in ignored}
+
+
+def idle_fields(method: str, allocation: str) -> frozenset[str]:
+    """Fields of a config that a run never reads, whatever their values."""
+    learning: frozenset[str] = frozenset() if allocation == "global" else _LEARNING_ONLY
+    if method in SELECTING:
+        return learning | {"sparsity"}
+    if method == "slimming":
+        return (learning | _SELECTING_ONLY) - (_SLIMMING | {"target", "floor"} - learning)
+    return _SELECTING_ONLY | _SLIMMING
 
 
 def _order(result: Result) -> tuple[Any, ...]:
@@ -77,7 +92,7 @@ def apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
     for runs in groups:
         own = _settings(runs[0])
         rivals = [_settings(g[0]) for g in groups if _order(g[0]) == _order(runs[0])]
-        names = sorted({k for r in rivals for k in own if repr(r.get(k)) != repr(own[k])})
+        names = sorted({k for r in rivals for k in own.keys() & r if repr(r[k]) != repr(own[k])})
         found.append({name: own[name] for name in names})
     return found
 

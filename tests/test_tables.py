@@ -37,6 +37,34 @@ def test_result_table_keeps_other_settings_apart():
     assert "(2)" in first[5] and "(2)" in second[5]
 
 
+@pytest.mark.parametrize(
+    ("method", "field", "pooled"),
+    [
+        ("dce", "scale", True),  # its budget is uniform
+        ("dce", "sparsity", True),
+        ("dce", "contest", False),
+        ("scratch", "contest", True),
+        ("scratch", "commit", True),
+        ("scratch", "learning_rate", False),
+        ("slimming", "commit", False),
+        ("slimming", "sparsity", False),
+        ("slimming", "alpha", True),
+        ("dense", "explore_keep", True),
+    ],
+)
+def test_result_table_pools_over_fields_that_a_run_never_reads(method, field, pooled):
+    runs = [fixture.result(method=method, seed=seed) for seed in (0, 1)]
+    for run, value in zip(runs, (0.125, 0.25), strict=True):
+        run["config"] = {**run["config"], field: value}
+    assert len(cells(tables.result_table(runs))) == (3 if pooled else 4)
+
+
+def test_result_table_names_no_setting_that_a_rival_never_reads():
+    learned = fixture.result(allocation="global")
+    _, _, *rows = cells(tables.result_table([fixture.result(), learned]))
+    assert sorted(row[4] for row in rows) == ["allocation=global", "allocation=uniform"]
+
+
 def test_result_table_shows_missing_figures_as_dashes():
     run = fixture.result(
         method="scratch", step_ms_median={"explore": None, "commit": 3.0}, peak_bytes=None
