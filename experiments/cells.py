@@ -8,7 +8,8 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import checks, config, records
+from experiments import checks, config, fields, records
+from experiments.budgeting import allocation
 
 SWEPT = ("network", "method", "keep", "seed")
 """Fields that the grid sets; they cannot be set for the whole sweep."""
@@ -129,6 +130,8 @@ def settings(arguments: Sequence[str]) -> ConfigDict:
 def done(path: Path, expected: ConfigDict) -> bool:
     """Whether a cell's result is stored, and by the config that is asked for.
 
+    Fields that the method never reads may differ.
+
     Raises:
       ValueError: the file holds the result of another config (the difference is shown), or is
         damaged.
@@ -136,5 +139,6 @@ def done(path: Path, expected: ConfigDict) -> bool:
     if not path.exists():
         return False
     stored = records.read_result(path)["config"]
-    config.check_same(stored, expected, path, remedy="another --out")
+    idle = fields.idle_fields(expected.method, allocation(expected))
+    config.check_same(stored, expected, path, remedy="another --out", ignoring=idle)
     return True

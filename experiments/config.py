@@ -3,6 +3,7 @@
 import json
 import runpy
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,12 @@ def command(config: ConfigDict) -> str:
 
 
 def check_same(
-    stored: dict[str, Any], config: ConfigDict, path: Path, *, remedy: str = "another --workdir"
+    stored: dict[str, Any],
+    config: ConfigDict,
+    path: Path,
+    *,
+    remedy: str = "another --workdir",
+    ignoring: Collection[str] = (),
 ) -> None:
     """Refuses to go on with what another config made.
 
@@ -106,6 +112,7 @@ def check_same(
       config: the one that is asked for.
       path: what was made: a workdir, or a result file.
       remedy: what to choose instead.
+      ignoring: fields that may differ.
 
     Raises:
       ValueError: the fields that differ, with both values.
@@ -115,7 +122,7 @@ def check_same(
     changed = [
         f"  {field}: {known.get(field)!r} there, {given.get(field)!r} now"
         for field in sorted(known.keys() | given.keys())
-        if field not in _FREE and known.get(field) != given.get(field)
+        if field not in (*_FREE, *ignoring) and known.get(field) != given.get(field)
     ]
     if changed:
         raise ValueError(

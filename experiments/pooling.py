@@ -3,25 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import config
+from experiments import config, fields
 from experiments.summary import Result
 
 METHODS = ("dense", "slimming", "scratch", "subset", "random", "dce")
 # Fields that name a run or a place and do not change what is trained, or that have columns.
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
-SELECTING = ("random", "dce")
-"""Methods that choose channels while they train."""
-# Settings that no other method reads.
-_SELECTING_ONLY = frozenset(
-    {
-        *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
-        *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
-        *("explore_keep", "scoring", "contest", "final"),
-    }
-)
-_LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
-# Slimming selects once.
-_SLIMMING = frozenset({"commit", "commit_step", "select_every", "sparsity", "allocation"})
 
 
 def _asked(result: Result) -> float:
@@ -38,18 +25,8 @@ def _settings(result: Result) -> dict[str, Any]:
     # Results of an earlier version lack later fields, and ran with what is their default.
     known = {**config.plain(config.defaults()), **result["config"]}
     settings = known | own | {"device": result["device"]}
-    ignored = NOT_SETTINGS | idle_fields(result["method"], result["allocation"])
+    ignored = NOT_SETTINGS | fields.idle_fields(result["method"], result["allocation"])
     return {field: value for field, value in settings.items() if field not in ignored}
-
-
-def idle_fields(method: str, allocation: str) -> frozenset[str]:
-    """Fields of a config that a run never reads, whatever their values."""
-    learning: frozenset[str] = frozenset() if allocation == "global" else _LEARNING_ONLY
-    if method in SELECTING:
-        return learning | {"sparsity"}
-    if method == "slimming":
-        return (learning | _SELECTING_ONLY) - (_SLIMMING | {"target", "floor"} - learning)
-    return _SELECTING_ONLY | _SLIMMING
 
 
 def _order(result: Result) -> tuple[Any, ...]:
@@ -116,9 +93,9 @@ def unlike(
     alone not at all.
     """
     one, other = _settings(first[0]), _settings(second[0])
-    selecting = all(runs[0]["method"] in SELECTING for runs in (first, second))
+    selecting = all(runs[0]["method"] in fields.SELECTING for runs in (first, second))
     # The name is that of a config file, not a setting.
-    passed = {"name"} if selecting else {"name", *_SELECTING_ONLY}
+    passed = {"name"} if selecting else {"name", *fields.SELECTING_ONLY}
     names = sorted(
         name
         for name in (one.keys() & other.keys()) - passed

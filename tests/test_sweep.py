@@ -98,6 +98,14 @@ def test_stored_results_are_not_run_again_and_those_of_other_configs_refused(tmp
         sweep.missing([DCE, SCRATCH], CONFIG, [], tmp_path)
 
 
+def test_a_stored_result_may_differ_in_what_its_method_never_reads(tmp_path):
+    for cell in (SCRATCH, DCE):
+        (tmp_path / f"{cell.name}.json").write_text(json.dumps(stored(cell, commit=0.7)))
+    assert sweep.missing([SCRATCH], CONFIG, [], tmp_path) == []
+    with pytest.raises(ValueError, match=r"commit: 0\.7 there, 0\.1 now"):
+        sweep.missing([DCE], CONFIG, [], tmp_path)
+
+
 def python(tmp_path: Path, name: str, code: str) -> workers.Job:
     workdir = tmp_path / name
     text = f"import pathlib; w = pathlib.Path({str(workdir)!r}); w.mkdir(exist_ok=True)\n{code}"
