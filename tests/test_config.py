@@ -8,6 +8,7 @@ import runs
 
 from experiments import checks, config, optimizers, session
 from experiments.configs import (
+    cifar10_resnet20,
     cifar10_small,
     cifar10_vgg16,
     densenet40,
@@ -28,7 +29,7 @@ def settings(**changes):
 @pytest.mark.parametrize(
     "module",
     [
-        *(digits, cifar10_small, cifar10_vgg16),
+        *(digits, cifar10_small, cifar10_resnet20, cifar10_vgg16),
         *(vgg19, resnet56, resnet164, densenet40, resnet50_imagenet),
     ],
 )
