@@ -4,12 +4,11 @@ Everything here runs on the host in float64, so that one set of saliencies gives
 number of devices.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from dce_jax.budget import Budget, check_group, rounded
+from dce_jax.budget import Budget, check_group, from_wishes
 from dce_jax.types import Widths
 
 Saliencies = Mapping[str, np.ndarray]
@@ -99,23 +98,13 @@ def budget(
 
     def at(taken: int) -> Budget:
         counts = np.bincount(ranked[:taken], minlength=len(widths))
-        return Budget(
-            tuple(
-                (
-                    group,
-                    width,
-                    width
-                    if group in whole
-                    else rounded(
-                        group,
-                        width,
-                        int(count),
-                        multiple_of=multiple_of,
-                        min_channels=max(min_channels, math.ceil(floor * width)),
-                    ),
-                )
-                for (group, width), count in zip(widths.items(), counts, strict=True)
-            )
+        return from_wishes(
+            widths,
+            dict(zip(widths, counts.tolist(), strict=True)),
+            multiple_of=multiple_of,
+            min_channels=min_channels,
+            floor=floor,
+            whole=whole,
         )
 
     narrowest = cost_of(at(0).compact)

@@ -105,24 +105,42 @@ def from_fraction(
         raise ValueError(f"keep is {keep}: the fraction of channels must be above 0 and at most 1")
     for group in whole:
         check_group(group, widths)
-    return Budget(
-        tuple(
-            (
-                group,
-                width,
-                width
-                if group in whole
-                else rounded(
-                    group,
-                    width,
-                    keep * width,
-                    multiple_of=multiple_of,
-                    min_channels=min_channels,
-                ),
-            )
-            for group, width in widths.items()
-        )
+    wanted = {group: keep * width for group, width in widths.items()}
+    return from_wishes(
+        widths, wanted, multiple_of=multiple_of, min_channels=min_channels, whole=whole
     )
+
+
+def from_wishes(
+    widths: Mapping[str, int],
+    wanted: Mapping[str, float],
+    *,
+    multiple_of: int = 1,
+    min_channels: int = 1,
+    floor: float = 0.0,
+    whole: Collection[str] = (),
+) -> Budget:
+    """A budget of the allowed widths that are nearest to wished ones (`rounded`).
+
+    Args:
+      widths: group -> C.
+      wanted: group -> channels wished for, in [0, C]; ignored for whole groups.
+      multiple_of: K is a multiple of it.
+      min_channels: no group gets fewer, nor more than it has.
+      floor: no group gets less than this share of its channels, rounded up.
+      whole: groups held at full width.
+
+    Raises:
+      ValueError: a rounding that fits nowhere.
+    """
+
+    def width_of(group: str, width: int) -> int:
+        if group in whole:
+            return width
+        least = max(min_channels, math.ceil(floor * width))
+        return rounded(group, width, wanted[group], multiple_of=multiple_of, min_channels=least)
+
+    return Budget(tuple((group, width, width_of(group, width)) for group, width in widths.items()))
 
 
 def from_macs(
