@@ -36,18 +36,27 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
     """The budget that executes until the commit; all channels where a run prunes a dense network.
 
     Raises:
-      ValueError: see `dce_jax.budget`.
+      ValueError: see `dce_jax.budget`; or groups of which all channels would execute, so that
+        the bandit could not tell them apart, and nothing else scores them.
     """
     if config.method == "slimming":
         return budgets.full(target.full)
     if config.explore_keep is None:
         return target
-    return budgets.from_fraction(
+    found = budgets.from_fraction(
         target.full,
         config.explore_keep,
         multiple_of=config.multiple_of,
         min_channels=config.min_channels,
     )
+    unseen = [group for group in target.contested if group not in found.contested]
+    if unseen and not config.scoring:
+        raise ValueError(
+            f"explore_keep is {config.explore_keep}: all channels of groups {unseen} execute until "
+            "the commit, where the bandit has nothing to tell them apart by; lower it, or give "
+            "scoring, say 20 batches"
+        )
+    return found
 
 
 def ratio(cost_of: Any, budget: Budget, target: Budget) -> float:

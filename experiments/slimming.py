@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dce_jax import saliency
-from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards
+from dce_jax.types import Array, LossFn, PyTree
 
 
 def penalised(loss: LossFn, module: nn.Module, strength: float) -> LossFn:
@@ -34,8 +34,3 @@ def penalised(loss: LossFn, module: nn.Module, strength: float) -> LossFn:
         return value + strength * sum(jnp.sum(jnp.abs(scale)) for scale in scales), rest
 
     return total
-
-
-def scales(signal: saliency.Signal, params: PyTree) -> Rewards:
-    """What a signal that reads nothing but parameters says of a network."""
-    return signal.value(Evidence(params, {}, {}))

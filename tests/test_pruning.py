@@ -207,6 +207,8 @@ def test_a_network_without_norms_cannot_be_slimmed():
         ({"method": "subset", "scoring": 1}, "scoring is 1, but method subset has no bandit"),
         ({"method": "slimming", "explore_keep": 0.7}, "explore_keep is 0.7, but method slimming"),
         ({"explore_keep": 1.5}, "explore_keep is 1.5: it must be above 0 and at most 1"),
+        ({"explore_keep": 1.0}, r"all channels of groups \['conv0', 'conv1'\] execute until"),
+        ({"explore_keep": 0.9}, r"explore_keep is 0\.9: all channels of groups \['conv0'\]"),
         ({"scoring": -1}, "scoring is -1: it must be at least 0"),
         ({"sparsity": -1.0}, "sparsity is -1.0: it must not be negative"),
         ({"floor": 1.5}, "floor is 1.5: it is a share of the channels, 0 to 1"),
