@@ -137,7 +137,7 @@ def from_wishes(
     def width_of(group: str, width: int) -> int:
         if group in whole:
             return width
-        least = max(min_channels, math.ceil(floor * width))
+        least = max(min_channels, math.ceil(floor * width)) if floor else min_channels
         return rounded(group, width, wanted[group], multiple_of=multiple_of, min_channels=least)
 
     return Budget(tuple((group, width, width_of(group, width)) for group, width in widths.items()))
