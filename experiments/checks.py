@@ -78,8 +78,9 @@ def check(config: ConfigDict) -> None:
     for field in _NOT_NEGATIVE:
         if config[field] is not None and config[field] < 0:
             raise ValueError(f"{field} is {config[field]}: it must not be negative")
-    for field in ("init_scale", "epochs"):
-        if config[field] <= 0 and not (field == "epochs" and config.steps is not None):
+    # Epochs do not matter where steps are given.
+    for field in ("init_scale",) if config.steps is not None else ("init_scale", "epochs"):
+        if config[field] <= 0:
             raise ValueError(f"{field} is {config[field]}: it must be positive")
     _check_images(config)
     _check_budget(config)

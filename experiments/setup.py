@@ -1,6 +1,5 @@
 """From a config to everything a run needs, checked before the first step."""
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -151,15 +150,13 @@ def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> P
 
     def init(key: Array) -> PyTree:
         variables = nn.unbox(forward.initial(module, key, example))
-        scale = partial(_scaled, config.init_scale)
-        return {**variables, "params": jax.tree.map(scale, variables["params"])}
+        params = jax.tree.map(
+            lambda p: p * jnp.asarray(config.init_scale, p.dtype) if p.ndim > 1 else p,
+            variables["params"],
+        )
+        return {**variables, "params": params}
 
     return jax.jit(init)(init_key(config.seed))
-
-
-def _scaled(scale: float, leaf: Array) -> Array:
-    # Multiplying by 1 would cost nothing, but bits of other types than float32 their type.
-    return leaf if leaf.ndim < 2 or scale == 1.0 else leaf * jnp.asarray(scale, leaf.dtype)
 
 
 def init_key(seed: int) -> Array:

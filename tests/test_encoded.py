@@ -139,8 +139,12 @@ def test_restarted_equals_the_uninterrupted_one(photos, start):
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(photos):
-    lazy = photos.train._replace(read=lambda row: pytest.fail(f"row {row} was read"))
-    pipeline.stream(lazy, **RUN, augment=FLIP)
+    read = []
+    lazy = photos.train._replace(read=lambda row: read.append(row) or photos.train.read(row))
+    source = pipeline.stream(lazy, **RUN, augment=FLIP)
+    assert not read
+    source.data_at(0)
+    assert read
 
 
 def test_flips_reach_encoded_images(photos):
