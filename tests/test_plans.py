@@ -83,6 +83,33 @@ def test_a_plan_is_the_allocation_of_the_means_at_the_first_budgets_macs(lab):
     assert plans.learned(run, zeros, run.commit_step).compact["conv0"] == 2
 
 
+def test_no_layer_falls_below_its_floor(lab):
+    worthless = {"conv0": np.zeros(4), "conv1": np.ones(6)}
+    for floor, least in ((0.0, 1), (0.5, 2)):
+        run = built(lab, floor=floor)
+        assert plans.learned(run, worthless, run.commit_step).compact["conv0"] == least
+
+
+def test_until_the_commit_a_plan_costs_what_exploring_does(lab):
+    run = built(lab, explore_keep=0.75)
+    count, alike = plans.cost_of(run), {"conv0": np.ones(4), "conv1": np.ones(6)}
+    first, last = plans.steps(run)
+    wide, narrow = (count(plans.learned(run, alike, at).compact) for at in (first, last))
+    assert narrow <= count(run.target.compact) < wide <= count(run.budget.compact)
+
+
+def test_slimming_compares_scales_of_layers_as_they_are(lab):
+    run = built(lab, method="slimming", commit=0.5, scale="mean")
+    scales = {"conv0": np.full(4, 0.1), "conv1": np.full(6, 1.0)}
+    share = plans.cost_of(run)(run.target.compact) / plans.cost_of(run)(run.target.full)
+    options = {"floor": run.config.floor}
+    found = plans.learned(run, scales, run.commit_step)
+    expected = allocate.budget(run.target.full, scales, share, plans.cost_of(run), **options)
+    assert found == expected
+    other = allocate.by_mean(scales)
+    assert found != allocate.budget(run.target.full, other, share, plans.cost_of(run), **options)
+
+
 def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
     found, workdir = lab.run(**GLOBAL)
     assert [plan["step"] for plan in found["plans"]] == [0, 6, 12]

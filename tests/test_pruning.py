@@ -192,6 +192,8 @@ def test_the_penalty_is_the_sum_of_absolute_scales(lab):
     plain, _ = forward.classification_loss(run.module)(*given)
     total, _ = slimming.penalised(forward.classification_loss(run.module), run.module, 0.5)(*given)
     assert total - plain == pytest.approx(0.5 * (4 + 6))  # all scales begin at 1
+    while_dense, _ = run.pieces.loss(*given)
+    assert while_dense - plain == pytest.approx(0.01 * (4 + 6), rel=1e-4)
 
 
 def test_a_network_without_norms_cannot_be_slimmed():
