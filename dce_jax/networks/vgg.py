@@ -57,7 +57,7 @@ class VGG(nn.Module):
                 group = f"conv{index}"
                 x = self._unit(x, before, group, index, train)
                 index, before = index + 1, group
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = layers.max_of_four(x)
         x = x.mean(axis=(1, 2))
         x = layers.head(self.num_classes, before, dtype=self.dtype)(x)
         return x.astype(jnp.float32)
