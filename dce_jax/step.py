@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from dce_jax import bandit as bandits
-from dce_jax import idle, saliency, scores, slab
+from dce_jax import idle, newcomers, saliency, scores, slab
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.moments import optimizer_names
@@ -88,6 +88,7 @@ class Pieces(NamedTuple):
       discount: of the bandit's means.
       batch_fn: ``(data, step, key) -> batch``, inside the compiled step.
       catch_up: decay rule of idle elements, or None: freeze.
+      quiet: whether consumers start to read a newcomer from zero (`dce_jax.newcomers`).
     """
 
     full: dict[str, int]
@@ -103,6 +104,7 @@ class Pieces(NamedTuple):
     discount: float
     batch_fn: Callable[[Any, Array, Array], PyTree]
     catch_up: idle.CatchUp | None
+    quiet: bool
 
 
 def whole_batch(data: PyTree, step: Array, key: Array) -> PyTree:
@@ -125,6 +127,7 @@ def pieces(
     discount: float = 1.0,
     batch_fn: Callable[[Any, Array, Array], PyTree] = whole_batch,
     catch_up: idle.CatchUp | None = None,
+    quiet: bool = False,
 ) -> Pieces:
     """Checks and collects what the step functions close over.
 
@@ -141,6 +144,7 @@ def pieces(
       discount: in (0, 1].
       batch_fn: makes the batch inside the step.
       catch_up: decay rule of idle elements; None freezes them.
+      quiet: whether consumers start to read a newcomer from zero.
 
     Raises:
       ValueError: a budget of another network, a refused optimizer, gates missing, bad discount.
@@ -169,6 +173,7 @@ def pieces(
         discount=discount,
         batch_fn=batch_fn,
         catch_up=catch_up,
+        quiet=quiet,
     )
 
 
@@ -220,6 +225,9 @@ def cut(pieces: Pieces, state: DceState, selection: Selection) -> SlabState:
     if pieces.catch_up:
         last = pick(state.last, pieces.params_names)
         params = idle.settle(pieces.catch_up, params, last, loop.step)
+    if pieces.quiet:
+        first = newcomers.unplayed(state.bandit, selection)
+        params = newcomers.quieted(params, pieces.params_names, first, pieces.budget.compact)
     narrow = loop._replace(
         params=params,
         model_state=pick(loop.model_state, pieces.state_names),

@@ -43,6 +43,7 @@ def defaults() -> ConfigDict:
     config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
     config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
+    config.quiet = False  # whether consumers start to read a newcomer from zero
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean

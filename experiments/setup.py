@@ -98,6 +98,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         discount=config.discount,
         batch_fn=source.batch_fn,
         catch_up=optimizers.idle_rule(config, steps, shapes["params"]),
+        quiet=config.quiet,
     )
     return Run(
         config=config,
