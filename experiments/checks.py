@@ -34,6 +34,7 @@ _CHOICES = {
     "scale": tuple(SCALES),
     "target": TARGETS,
     "final": tuple(FINAL),
+    "rate_over": ("steps", "macs"),
     "scan": ("auto", "on", "off"),
 }
 _SMALLEST = {

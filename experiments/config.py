@@ -55,7 +55,8 @@ def defaults() -> ConfigDict:
     config.batch_size = 32
     config.optimizer = "sgd"  # sgd | adamw | lion
     config.learning_rate = 0.05
-    config.warmup = 0.05  # share of the steps
+    config.warmup = 0.05  # share of the whole
+    config.rate_over = "steps"  # what the rate is a function of: steps, or training macs spent
     config.weight_decay = 5e-4
     config.idle = "freeze"  # idle channels: freeze | catch_up (decoupled decay only)
     config.crop = 0  # pixels of random shift

@@ -6,12 +6,14 @@ SELECTING_ONLY = frozenset(
     {
         *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
         *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
-        *("explore_keep", "scoring", "contest", "final", "quiet"),
+        *("explore_keep", "scoring", "contest", "final", "quiet", "rate_over"),
     }
 )
 _LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
 # Slimming selects once.
-_SLIMMING = frozenset({"commit", "commit_step", "select_every", "sparsity", "allocation"})
+_SLIMMING = frozenset(
+    {"commit", "commit_step", "select_every", "sparsity", "allocation", "rate_over"}
+)
 
 
 def idle_fields(method: str, allocation: str) -> frozenset[str]:

@@ -1,8 +1,16 @@
 """How long a run is, and when it commits, at equal training MACs."""
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
+
+from dce_jax.types import Array
+
+Clock: TypeAlias = Callable[[Any], Array]
+"""Count of steps -> float32[], how far the run is, counted in steps after the commit."""
 
 
 def lengths(config: ConfigDict, examples: int, cost_ratio: float = 1.0) -> tuple[int, int]:
@@ -31,6 +39,22 @@ def lengths(config: ConfigDict, examples: int, cost_ratio: float = 1.0) -> tuple
     windows = math.floor(config.commit * steps / cost_ratio / config.select_every + 0.5)
     explored = max(1, windows) * config.select_every
     return explored + max(1, steps - round(explored * cost_ratio)), explored
+
+
+def macs_clock(commit_step: int, cost_ratio: float) -> Clock:
+    """How many steps at the final budget would have cost what a run has cost so far.
+
+    Args:
+      commit_step: step of the commit.
+      cost_ratio: MACs of a step before it over those of a step afterwards.
+    """
+
+    def spent(count: Any) -> Array:
+        steps = jnp.asarray(count, jnp.float32)
+        explored = jnp.minimum(steps, float(commit_step))
+        return explored * jnp.float32(cost_ratio) + (steps - explored)
+
+    return spent
 
 
 def run_length(config: ConfigDict, examples: int) -> int:

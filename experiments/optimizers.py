@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +11,36 @@ from ml_collections import ConfigDict
 
 from dce_jax import idle
 from dce_jax.types import Array, PyTree
+from experiments.lengths import Clock
 
 NAMES = ("sgd", "adamw", "lion")
 
 
-def schedule(config: ConfigDict, steps: int) -> Callable[[int], Array]:
+Rate: TypeAlias = Callable[[Any], Array]
+"""Count of steps -> float32[] learning rate."""
+
+
+def schedule(config: ConfigDict, steps: int, clock: Clock | None = None) -> Rate:
     """Linear warm-up, then a cosine to zero.
 
     Args:
-      config: ``learning_rate`` (peak) and ``warmup`` (share of the steps).
+      config: ``learning_rate`` (peak) and ``warmup`` (share of the whole).
       steps: length of the run.
+      clock: how far the run is after a count of steps; by default the count itself.
     """
+    # optax mixes the count with floats, which strict type promotion refuses.
+    clock = clock or (lambda count: jnp.asarray(count, jnp.float32))
+    whole = round(float(clock(steps)))
     curve = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=max(1, round(config.warmup * steps)),
-        decay_steps=max(2, steps),
+        warmup_steps=max(1, round(config.warmup * whole)),
+        decay_steps=max(2, whole),
     )
-    # optax mixes the count with floats, which strict type promotion refuses.
-    return lambda count: curve(jnp.asarray(count, jnp.float32))
+    return lambda count: curve(clock(count))
 
 
-def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def build(config: ConfigDict, rate: Rate) -> optax.GradientTransformation:
     """The optimizer of a config.
 
     ``sgd`` is Nesterov momentum 0.9 with L2 inside the gradient; ``adamw`` and ``lion`` decay
@@ -40,7 +49,7 @@ def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     Raises:
       ValueError: unknown name.
     """
-    rate, decay = schedule(config, steps), config.weight_decay
+    decay = config.weight_decay
     if config.optimizer == "sgd":
         return optax.chain(
             optax.add_decayed_weights(decay, mask=kernels),
@@ -55,7 +64,7 @@ def build(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     raise ValueError(f"unknown optimizer {config.optimizer!r}{hint} One of {NAMES}")
 
 
-def idle_rule(config: ConfigDict, steps: int, params: PyTree) -> idle.CatchUp | None:
+def idle_rule(config: ConfigDict, rate: Rate, steps: int, params: PyTree) -> idle.CatchUp | None:
     """The rule for idle channels' weight decay: None freezes them.
 
     Raises:
@@ -70,7 +79,6 @@ def idle_rule(config: ConfigDict, steps: int, params: PyTree) -> idle.CatchUp | 
             "idle='catch_up' needs decoupled weight decay: choose optimizer 'adamw' or 'lion', "
             "or idle='freeze' (sgd's decay is part of its gradient)"
         )
-    rate = schedule(config, steps)
     return idle.catch_up(rate, config.weight_decay, steps=steps, decayed=kernels(params))
 
 

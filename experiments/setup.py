@@ -31,6 +31,7 @@ class Run(NamedTuple):
       budget: K per group, as it is by now.
       target: the budget that was asked for; a learned one costs no more.
       tx: the optimizer.
+      rate: its learning rate.
       loss: of the network that trains: ``module`` for dense, else ``thin``.
       pieces: of the dynamic step.
       steps: length of the run.
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     budget: Budget
     target: Budget
     tx: optax.GradientTransformation
+    rate: optimizers.Rate
     loss: LossFn
     pieces: step.Pieces
     steps: int
@@ -81,7 +83,9 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     source = open_source(config, data, steps, start_step=0)
     thin = maps.with_widths(module, budget.compact)
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
-    tx = optimizers.build(config, steps)
+    clock = lengths.macs_clock(commit_step, cost_ratio) if config.rate_over == "macs" else None
+    rate = optimizers.schedule(config, steps, clock)
+    tx = optimizers.build(config, rate)
     loss = forward.classification_loss(thin)
     pieces = step.pieces(
         channels,
@@ -97,7 +101,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         score=ranking.make_score(config, commit_step),
         discount=config.discount,
         batch_fn=source.batch_fn,
-        catch_up=optimizers.idle_rule(config, steps, shapes["params"]),
+        catch_up=optimizers.idle_rule(config, rate, steps, shapes["params"]),
         quiet=config.quiet,
     )
     return Run(
@@ -110,6 +114,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         budget=budget,
         target=target,
         tx=tx,
+        rate=rate,
         loss=forward.classification_loss(module) if config.method == "dense" else loss,
         pieces=pieces,
         steps=steps,

@@ -6,7 +6,7 @@ import math
 import pytest
 import runs
 
-from experiments import checks, config, optimizers, session
+from experiments import checks, config, lengths, optimizers, session
 from experiments.configs import (
     cifar10_resnet20,
     cifar10_small,
@@ -86,12 +86,12 @@ def test_values_that_no_run_can_have_are_refused(changes, message):
 
 def test_optimizers_and_idle_rules_are_refused_by_name():
     with pytest.raises(ValueError, match=r"unknown optimizer 'adamv'; did you mean 'adamw'[?]"):
-        optimizers.build(settings(optimizer="adamv"), 10)
+        optimizers.build(settings(optimizer="adamv"), float)
     with pytest.raises(ValueError, match="unknown idle rule 'decay': 'freeze' or 'catch_up'"):
-        optimizers.idle_rule(settings(idle="decay"), 10, {})
+        optimizers.idle_rule(settings(idle="decay"), float, 10, {})
     with pytest.raises(ValueError, match="needs decoupled weight decay: choose optimizer 'adamw'"):
-        optimizers.idle_rule(settings(idle="catch_up"), 10, {})
-    assert optimizers.idle_rule(settings(), 10, {}) is None
+        optimizers.idle_rule(settings(idle="catch_up"), float, 10, {})
+    assert optimizers.idle_rule(settings(), float, 10, {}) is None
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
@@ -102,6 +102,15 @@ def test_learning_rate_warms_up_and_ends_near_zero():
     assert values[5] == pytest.approx(0.05)
     assert 0 <= values[-1] < 1e-3
     assert values[55] == pytest.approx(0.05)
+
+
+def test_a_rate_over_macs_reaches_at_the_commit_what_was_spent_by_then():
+    chosen, clock = settings(learning_rate=0.1, warmup=0.1), lengths.macs_clock(400, 0.25)
+    over_macs = optimizers.schedule(chosen, 450, clock)  # 400 cheap steps, 50 at the final budget
+    plain = optimizers.schedule(chosen, 150)
+    pairs = [(0, 0), (40, 10), (60, 15), (400, 100), (401, 101), (450, 150)]
+    for count, spent in pairs:
+        assert float(over_macs(count)) == pytest.approx(float(plain(spent)), abs=1e-7)
 
 
 def test_explicit_widths_are_parsed():
