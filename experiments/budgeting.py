@@ -42,7 +42,7 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
     if config.method == "slimming":
         return budgets.full(target.full)
     if config.explore_keep is None:
-        return target
+        return target if config.grow == 1.0 else _seedling(config, target)
     found = budgets.from_fraction(
         target.full,
         config.explore_keep,
@@ -57,6 +57,13 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
             "scoring, say 20 batches"
         )
     return found
+
+
+def _seedling(config: ConfigDict, target: Budget) -> Budget:
+    """A share of the channels that the target keeps of every group."""
+    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
+    small = budgets.from_fraction(target.compact, config.grow, **rounding)
+    return budgets.from_widths(target.full, small.compact)
 
 
 def ratio(cost_of: Any, budget: Budget, target: Budget) -> float:

@@ -51,7 +51,7 @@ _SMALLEST = {
     "image_size": 1,
     "steps": 1,
 }
-_FRACTIONS = ("keep", "macs", "discount", "explore_keep")
+_FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")
 _SHARES = {"commit": "steps", "warmup": "steps", "floor": "channels", "contest": "seats"}
 _NOT_NEGATIVE = ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity")
 
@@ -109,10 +109,31 @@ def _check_budget(config: ConfigDict) -> None:
                 f"{field} is {config[field]}, but method {config.method} has no bandit that "
                 "explores: it is for dce and random"
             )
+    if config.grow < 1.0 and config.method in ("dce", "random"):
+        _check_growth(config)
     if config.method == "slimming" and not 0.0 < config.commit < 1.0:
         raise ValueError(
             f"commit is {config.commit}: slimming prunes after that share of its training MACs "
             "and tunes what is left, so it must be above 0 and below 1"
+        )
+
+
+def _check_growth(config: ConfigDict) -> None:
+    """Refuses what a network that grows at its commit cannot do."""
+    if config.explore_keep is not None:
+        raise ValueError(
+            f"grow is {config.grow} and explore_keep {config.explore_keep}: both say what executes "
+            "until the commit; set grow to 1, or leave explore_keep out"
+        )
+    if config.commit >= 1.0:
+        raise ValueError(
+            f"grow is {config.grow}, but commit is {config.commit}: a network that never commits "
+            "never grows; lower commit, or set grow to 1"
+        )
+    if config.allocation == "global" and not config.scoring:
+        raise ValueError(
+            f"grow is {config.grow} with allocation=global: channels that never executed have no "
+            "mean to be compared by; give scoring, say 20 batches, or set grow to 1"
         )
 
 

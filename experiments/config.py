@@ -39,7 +39,8 @@ def defaults() -> ConfigDict:
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
     config.commit = 0.03  # share of the steps after which the selection is fixed; 1 = never
-    config.explore_keep = config_dict.placeholder(float)  # fraction that executes until the commit
+    config.grow = 1.0  # share of the final channels that executes until the commit; 1: all
+    config.explore_keep = config_dict.placeholder(float)  # or: fraction of all that executes
     config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
     config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all

@@ -40,7 +40,7 @@ def steps(run: Run) -> tuple[int, ...]:
 def _plans(run: Run) -> bool:
     if run.config.method not in ("dce", "random", "slimming"):
         return False
-    wider = run.config.explore_keep is not None
+    wider = run.config.explore_keep is not None or run.config.grow < 1.0
     return run.config.allocation == "global" or wider or scored(run)
 
 
