@@ -20,6 +20,7 @@ from experiments import (
     lengths,
     machine,
     plans,
+    redundancy,
     scoring,
 )
 from experiments.blocks import Exploring, Progress
@@ -59,6 +60,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
         **_costs(run),
+        "effective_rank": redundancy.shares(raw["params"], maps.producers(run.channels)),
         **_timings(programs, workdir),
         "device": machine.device(),
         "versions": machine.versions(),

@@ -9,7 +9,8 @@ A document says itself what its tables hold: paths, relative to the document, in
     <!-- table:digits experiments/results/digits -->
     <!-- /table:digits -->
 
-A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead.
+A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
+`ranks:` how many different features the layers of each row's compact models have.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import markers, paired, pooling, records
+from experiments import markers, paired, pooling, records, redundancy
 from experiments.summary import (
     MIB,
     NONE,
@@ -138,7 +139,11 @@ def tables(paths: Sequence[Path]) -> str:
     return "\n\n".join([*parts, *map(benchmark_table, found.benchmarks)])
 
 
-KINDS: dict[str, markers.Maker] = {"table": tables, "paired": paired.differences}
+KINDS: dict[str, markers.Maker] = {
+    "table": tables,
+    "paired": paired.differences,
+    "ranks": redundancy.table,
+}
 """Kind of a marker -> what it makes of its paths."""
 
 
