@@ -58,6 +58,7 @@ def defaults() -> ConfigDict:
     config.learning_rate = 0.05
     config.warmup = 0.05  # share of the whole
     config.rate_over = "steps"  # what the rate is a function of: steps, or training macs spent
+    config.restart = False  # whether the rate starts anew at the commit
     config.weight_decay = 5e-4
     config.idle = "freeze"  # idle channels: freeze | catch_up (decoupled decay only)
     config.crop = 0  # pixels of random shift

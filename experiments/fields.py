@@ -6,13 +6,16 @@ SELECTING_ONLY = frozenset(
     {
         *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
         *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
-        *("explore_keep", "scoring", "contest", "final", "quiet", "rate_over", "grow"),
+        *("explore_keep", "scoring", "contest", "final", "quiet", "grow", "rate_over", "restart"),
     }
 )
 _LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
 # Slimming selects once.
 _SLIMMING = frozenset(
-    {"commit", "commit_step", "select_every", "sparsity", "allocation", "rate_over"}
+    {
+        *("commit", "commit_step", "select_every", "sparsity", "allocation"),
+        *("rate_over", "restart"),
+    }
 )
 
 

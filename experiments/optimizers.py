@@ -40,6 +40,21 @@ def schedule(config: ConfigDict, steps: int, clock: Clock | None = None) -> Rate
     return lambda count: curve(clock(count))
 
 
+def restarted(config: ConfigDict, before: Rate, steps: int, at: int) -> Rate:
+    """A schedule that starts anew, warm-up and all, after a step.
+
+    Args:
+      config: as for `schedule`.
+      before: the rate until then.
+      steps: length of the run.
+      at: the step; 0 or the run's end leave ``before`` as it is.
+    """
+    if not 0 < at < steps:
+        return before
+    after = schedule(config, steps - at)
+    return lambda count: jnp.where(count < at, before(count), after(jnp.maximum(count - at, 0)))
+
+
 def build(config: ConfigDict, rate: Rate) -> optax.GradientTransformation:
     """The optimizer of a config.
 

@@ -85,6 +85,8 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
     clock = lengths.macs_clock(commit_step, cost_ratio) if config.rate_over == "macs" else None
     rate = optimizers.schedule(config, steps, clock)
+    if config.restart:
+        rate = optimizers.restarted(config, rate, steps, commit_step)
     tx = optimizers.build(config, rate)
     loss = forward.classification_loss(thin)
     pieces = step.pieces(

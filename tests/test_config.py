@@ -113,6 +113,18 @@ def test_a_rate_over_macs_reaches_at_the_commit_what_was_spent_by_then():
         assert float(over_macs(count)) == pytest.approx(float(plain(spent)), abs=1e-7)
 
 
+def test_a_restarted_rate_warms_up_again_after_the_step():
+    chosen = settings(learning_rate=0.1, warmup=0.1)
+    before = optimizers.schedule(chosen, 100)
+    rate, anew = optimizers.restarted(chosen, before, 100, 60), optimizers.schedule(chosen, 40)
+    for count in (0, 10, 59):
+        assert float(rate(count)) == float(before(count))
+    for count in (60, 64, 99):
+        assert float(rate(count)) == pytest.approx(float(anew(count - 60)), abs=1e-8)
+    assert optimizers.restarted(chosen, before, 100, 0) is before
+    assert optimizers.restarted(chosen, before, 100, 100) is before
+
+
 def test_explicit_widths_are_parsed():
     assert config.parse_widths("conv0=8, conv1=12") == {"conv0": 8, "conv1": 12}
 
