@@ -1,0 +1,163 @@
+"""Per-example sums of pointwise values over the elements of each channel."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from dce_jax.signals import elements, gated, pointwise, reduction, sites
+from dce_jax.signals.curvature import Curvature, Point
+from dce_jax.signals.elements import Base
+from dce_jax.signals.reduction import Sums
+from dce_jax.signals.sites import Places, Scene, Site
+from dce_jax.types import Array, Path
+
+Wanted: TypeAlias = Mapping[str, Collection[str]]
+"""Pointwise metric -> reductions that are asked of it."""
+
+GroupSums: TypeAlias = dict[str, dict[str, Sums]]
+"""Pointwise metric -> channel group -> sums."""
+
+OneFn: TypeAlias = Callable[[Array, Array, Array], GroupSums]
+"""``(image, label, key) -> sums`` of one example."""
+
+
+def of_base(
+    scene: Scene,
+    base: str,
+    wanted: Wanted,
+    signal: str,
+    *,
+    second: Curvature,
+    key: Array,
+    chunk: int | None = None,
+) -> GroupSums:
+    """Sums of every wanted pointwise metric of one base.
+
+    Args:
+      scene: the network and its examples.
+      base: name of the base.
+      wanted: what is asked.
+      signal: for messages.
+      second: how second derivatives are computed.
+      key: for estimates; every example gets its own.
+      chunk: examples at a time, None for all at once.
+
+    Returns:
+      float[B, C] each; float[1, C] where examples do not matter.
+
+    Raises:
+      ValueError: see `dce_jax.signals.sites`.
+    """
+    if base == "weights" and _order(wanted) == 0:
+        kernels = elements.weights(scene, signal)
+        found = _reduced(kernels.places, wanted, (kernels.point,))
+        return jax.tree.map(lambda sums: sums[None], found)
+    batch = sites.examples(scene, signal)
+    one = _one(scene, base, wanted, signal, second)
+    size = batch["label"].shape[0]
+    whole = (batch["image"], batch["label"], jax.random.split(key, size))
+    many = jax.jit(jax.vmap(one))
+    parts = [
+        many(*(rows[begin : begin + (chunk or size)] for rows in whole))
+        for begin in range(0, size, chunk or size)
+    ]
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+
+
+def centres(scene: Scene, signal: str) -> dict[Path, Array]:
+    """Mean of every site's activations over examples and positions: path -> float[C]."""
+    found: dict[Path, Array] = {}
+
+    def tap(site: Site, y: Array) -> Array:
+        found[site.path] = jnp.mean(y, axis=tuple(range(y.ndim - 1)))
+        return y
+
+    def means(images: Array) -> dict[Path, Array]:
+        sites.run(scene, images, "centred", tap)
+        return dict(found)
+
+    return jax.jit(means)(sites.examples(scene, signal)["image"])
+
+
+def _order(wanted: Wanted) -> int:
+    return max(pointwise.BY_NAME[name].order for name in wanted)
+
+
+def _one(scene: Scene, base: str, wanted: Wanted, signal: str, second: Curvature) -> OneFn:
+    """The sums of one example: off gates where they suffice, else element by element."""
+    found, middles = {}, {}
+    if base == "weights":
+        of = elements.weights(scene, signal)
+        found = sites.affine(scene, signal)
+    else:
+        found = sites.checked(scene, base, signal)
+        middles = centres(scene, signal) if base == "centred" else {}
+        of = elements.activations(scene, base, found, middles)
+    linear = all(set(asked) <= reduction.OF_THE_TOTAL for asked in wanted.values())
+    given = ((name, gated.direction(scene, base, name, middles)) for name in wanted)
+    directions = {name: direction for name, direction in given if direction is not None}
+    if found and linear and len(directions) == len(wanted):
+        return partial(_gated, scene, base, found, directions)
+    return partial(_elementwise, of, wanted, second)
+
+
+def _gated(
+    scene: Scene,
+    base: str,
+    found: Mapping[Path, Site],
+    directions: Mapping[str, gated.Direction],
+    image: Array,
+    label: Array,
+    key: Array,
+) -> GroupSums:
+    del key
+    places = {path: site.places for path, site in found.items()}
+    return {
+        name: _by_group(
+            places,
+            {
+                path: Sums(reduction.precise(value))
+                for path, value in gated.total(scene, base, found, d, image, label).items()
+            },
+        )
+        for name, d in directions.items()
+    }
+
+
+def _elementwise(
+    of: Base, wanted: Wanted, second: Curvature, image: Array, label: Array, key: Array
+) -> GroupSums:
+    values = elements.evaluate(of, image, label, key, order=_order(wanted), second=second)
+    return _reduced(of.places, wanted, values)
+
+
+def _reduced(places: Mapping[Path, Places], wanted: Wanted, values: Sequence[Point]) -> GroupSums:
+    """Sums of pointwise values, all sites of a group together.
+
+    Args:
+      places: path -> groups on the last axis.
+      wanted: metrics.
+      values: x, and g and h where a metric takes them: path -> float[..., C].
+    """
+
+    def metric(name: str) -> dict[Path, Sums]:
+        value, order = pointwise.BY_NAME[name]
+        return {
+            path: reduction.sums(value(*(each[path] for each in values[: order + 1])))
+            for path in places
+        }
+
+    return {name: _by_group(places, metric(name)) for name in wanted}
+
+
+def _by_group(places: Mapping[Path, Places], sums: Mapping[Path, Sums]) -> dict[str, Sums]:
+    found: dict[str, Sums] = {}
+    for path, groups in places.items():
+        for group, (start, size) in groups.items():
+            part = jax.tree.map(lambda total, s=start, n=size: total[s : s + n], sums[path])
+            before = found.get(group)
+            found[group] = part if before is None else jax.tree.map(jnp.add, before, part)
+    return found
