@@ -8,7 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dce_jax.signals import algebra
+from dce_jax import signals
+from experiments.checks import SIGNALS
 
 _EPILOG = """\
 Any name serves as --config.signal of experiments.train. What the parts mean: docs/signals.md.
@@ -33,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    names = [str(formula) for formula in algebra.formulas()] if arguments.list else []
-    print("\n".join(names))
+    print("\n".join(signals.names() if arguments.list else (*SIGNALS, *signals.other_names())))
     return 0
 
 
