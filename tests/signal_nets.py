@@ -1,6 +1,5 @@
-"""A network for signals, and its 420 signals computed slowly and literally."""
+"""A network for signals, and its signals computed slowly and literally."""
 
-import functools
 import itertools
 from collections.abc import Callable
 
@@ -80,8 +79,12 @@ def scene(module=None, *, active=None, seed=0, size=3, side=4, scale=1.5):
 # The literal reference. It shares nothing with the package but the parameters.
 
 
-def logits(module, params, picture, bumps):
-    """Logits of one example with something added to every convolution's output; and the outputs."""
+def logits(module, params, picture, bumps, behind=False):
+    """Logits of one example with something added to every convolution's output; and the outputs.
+
+    Args:
+      behind: add behind the activation function, and give what is there.
+    """
     x, outputs = picture[None], {}
     for group in module.widths:
         layer = params[f"conv_{group}"]
@@ -90,8 +93,10 @@ def logits(module, params, picture, bumps):
         )
         if module.bias:
             x = x + layer["bias"].reshape(1, 1, 1, -1)
+        x = module.activation(x) if behind else x
         outputs[group] = x[0]
-        x = module.activation(x + bumps[group][None])
+        x = x + bumps[group][None]
+        x = x if behind else module.activation(x)
     x = x.mean(axis=(1, 2))[0]
     return x @ params["head"]["kernel"] + params["head"]["bias"], outputs
 
@@ -115,29 +120,34 @@ def derivatives(given, base):
                 **{f"conv_{g}": {**params[f"conv_{g}"], "kernel": point[g]} for g in groups},
             }
         bumps = zeros if base == "weights" else point
-        value = logits(module, weights, picture, bumps)[0]
+        value = logits(module, weights, picture, bumps, base == "units")[0]
         return jax.nn.logsumexp(value) - value[label]
 
     @jax.jit
     def one(picture, label):
-        x = point if base == "weights" else logits(module, params, picture, zeros)[1]
+        x = logits(module, params, picture, zeros, base == "units")[1]
+        x = point if base == "weights" else x
         g = jax.grad(loss)(point, picture, label)
         flat, back = jax.flatten_util.ravel_pytree(point)
         matrix = jax.hessian(lambda u: loss(back(u), picture, label))(flat)
         return x, g, back(jnp.diag(matrix))
 
-    each = [one(*example) for example in zip(given.batch["image"], given.batch["label"])]
-    return [jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found) for found in each]
+    each = [one(*example) for example in zip(*given.batch.values(), strict=True)]
+    each = [jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found) for found in each]
+    if base == "centred":
+        middle = {g: np.mean([x[g] for x, _, _ in each], axis=(0, 1, 2)) for g in groups}
+        each = [({g: x[g] - middle[g] for g in groups}, g1, h) for x, g1, h in each]
+    return each
 
 
 POINTWISE = {
-    "x": lambda x, g, h: x,
-    "g": lambda x, g, h: g,
-    "taylor": lambda x, g, h: -x * g,
-    "hessian_diag": lambda x, g, h: x**2 * h / 2,
-    "hessian_diag_approx2": lambda x, g, h: x**2 * g**2 / 2,
+    "x": lambda x, *_: x,
+    "g": lambda _, g, __: g,
+    "taylor": lambda x, g, _: -x * g,
+    "hessian_diag": lambda x, _, h: x**2 * h / 2,
+    "hessian_diag_approx2": lambda x, g, _: x**2 * g**2 / 2,
     "taylor_2nd": lambda x, g, h: -x * g + x**2 * h / 2,
-    "taylor_2nd_approx2": lambda x, g, h: -x * g + x**2 * g**2 / 2,
+    "taylor_2nd_approx2": lambda x, g, _: -x * g + x**2 * g**2 / 2,
 }
 REDUCTION = {
     "sum": lambda f: np.sum(f),
@@ -166,10 +176,10 @@ def divisor(given, base, group, scaling, values):
     return inputs * (taps if base == "weights" else given.batch["image"].shape[1] ** 2)
 
 
-def reference(given):
-    """``{name: {group: float64[C]}}`` of all 420 spellings."""
+def reference(given, bases):
+    """``{name: {group: float64[C]}}`` of all 210 spellings of every base."""
     found = {}
-    for base in ("activations", "weights"):
+    for base in bases:
         each = derivatives(given, base)
         for pointwise, reduction in itertools.product(POINTWISE, REDUCTION):
             for group in given.module.widths:

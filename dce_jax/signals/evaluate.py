@@ -56,13 +56,17 @@ def values(
             key=jax.random.key(0) if key is None else key,
             chunk=chunk,
         )
+        counts = {
+            name: scaling.counts(scene, base, name, str(asked[0]))
+            for name in {formula.scaling for formula in asked}
+        }
         for formula in asked:
             reduce = reduction.BY_NAME[formula.reduction]
             means = {
                 group: jnp.mean(reduce(each), axis=0)
                 for group, each in computed[formula.pointwise].items()
             }
-            found[formula] = scaling.scaled(scene, base, formula.scaling, means, str(formula))
+            found[formula] = scaling.scaled(means, formula.scaling, counts[formula.scaling])
     return found
 
 

@@ -6,6 +6,7 @@ activation the inputs of its layer times its own positions.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
@@ -16,15 +17,13 @@ from dce_jax.signals.sites import Scene
 from dce_jax.types import Array, Rewards, Widths
 
 
-def scaled(scene: Scene, base: str, scaling: str, values: Rewards, signal: str) -> Rewards:
+def scaled(values: Rewards, scaling: str, counts: Mapping[str, int]) -> Rewards:
     """Values divided as a scaling says; a group whose divisor is 0 stays as it is.
 
     Args:
-      scene: the network, at the widths that are active.
-      base: name of the base.
-      scaling: name of the scaling.
       values: group -> float[C].
-      signal: for messages.
+      scaling: name of the scaling.
+      counts: what `counts` gave for it.
     """
     if scaling == "none":
         return values
@@ -32,16 +31,29 @@ def scaled(scene: Scene, base: str, scaling: str, values: Rewards, signal: str) 
         return {group: _divided(v, jnp.sum(jnp.abs(v))) for group, v in values.items()}
     if scaling == "l2":
         return {g: _divided(v, jnp.sqrt(jnp.sum(jnp.square(v)))) for g, v in values.items()}
-    counts = _counts(scene, base, scaling, signal)
     return {group: _divided(v, jnp.asarray(counts[group], v.dtype)) for group, v in values.items()}
 
 
-def _counts(scene: Scene, base: str, scaling: str, signal: str) -> dict[str, int]:
+def counts(scene: Scene, base: str, scaling: str, signal: str) -> dict[str, int]:
+    """What a scaling divides by, where that is a count; {} for the others.
+
+    Args:
+      scene: the network, at the widths that are active.
+      base: name of the base.
+      scaling: name of the scaling.
+      signal: for messages.
+
+    Raises:
+      ValueError: see `dce_jax.signals.sites`.
+    """
     active = maps.module_widths(scene.module)
     if scaling == "weights_removed":
         return {group: weights_removed(scene.channels, active, group) for group in active}
-    widths = active if scaling == "active_cardinality" else scene.channels.full
-    return cardinality(scene, base, widths, signal)
+    if scaling == "cardinality":
+        return cardinality(scene, base, scene.channels.full, signal)
+    if scaling == "active_cardinality":
+        return cardinality(scene, base, active, signal)
+    return {}
 
 
 def cardinality(scene: Scene, base: str, widths: Widths, signal: str) -> dict[str, int]:
