@@ -65,7 +65,7 @@ def activations(scene: Scene, name: str, found: Mapping[Path, Site], centres: Po
 
         def tap(site: Site, y: Array) -> Array:
             centre = centres.get(site.path)
-            seen[site.path] = y[0] if centre is None else y[0] - along(centre, y.ndim - 1)
+            seen[site.path] = y[0] if centre is None else y[0] - _along(centre, y.ndim - 1)
             return y + point[site.path][None]
 
         return sites.run(scene, image[None], name, tap)[0], seen
@@ -126,6 +126,5 @@ def evaluate(
     return Elements(x, g, second(logits_of, base.point, label, key, base.blocks))
 
 
-def along(vector: Array, ndim: int) -> Array:
-    """float[C] with axes of size 1 in front of it, ``ndim`` axes in all."""
+def _along(vector: Array, ndim: int) -> Array:
     return vector.reshape(*(1,) * (ndim - 1), -1)

@@ -22,10 +22,11 @@ def values(
 ) -> dict[Formula, Rewards]:
     """Every formula's value for every channel of every group, in inference mode.
 
-    Formulas of one base share their derivatives, so ask for many at once. First-order sums alone
-    are read off gates (`dce_jax.signals.gated`); anything else holds the elements of ``chunk``
-    examples at a time: of activations all sites at once, of weights all kernels per example, and
-    second derivatives one such copy per class.
+    Formulas of one base share their derivatives, so ask for many at once, and compile the caller
+    where it is called often. Derivatives of activations are summed up as the backward pass meets
+    them: it holds no more than an ordinary one. Those of weights take a copy of the kernels per
+    example of a ``chunk`` (not the linear reductions of ``taylor``, which the layers' outputs
+    give), and second derivatives a copy per class.
 
     Args:
       formulas: what to compute.

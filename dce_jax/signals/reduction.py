@@ -13,7 +13,7 @@ from dce_jax.types import Array
 
 
 class Sums(NamedTuple):
-    """Sums over the elements of each channel, float[..., C]; None where nobody asked.
+    """Sums over the elements of each channel, float[..., C].
 
     Attributes:
       total: ``sum f``.
@@ -22,8 +22,8 @@ class Sums(NamedTuple):
     """
 
     total: Array
-    absolute: Array | None = None
-    square: Array | None = None
+    absolute: Array
+    square: Array
 
 
 def sums(f: Array) -> Sums:
@@ -54,12 +54,12 @@ def plain(sums: Sums) -> Array:
 
 def l1(sums: Sums) -> Array:
     """``sum |f|``."""
-    return _asked(sums.absolute)
+    return sums.absolute
 
 
 def l2(sums: Sums) -> Array:
     """``sum f^2``, without a root."""
-    return _asked(sums.square)
+    return sums.square
 
 
 def abs_sum(sums: Sums) -> Array:
@@ -72,12 +72,6 @@ def sqr_sum(sums: Sums) -> Array:
     return jnp.square(sums.total)
 
 
-def _asked(values: Array | None) -> Array:
-    if values is None:
-        raise ValueError("sum |f| and sum f^2 need every element: only sum f was computed")
-    return values
-
-
 BY_NAME: dict[str, Callable[[Sums], Array]] = {
     "sum": plain,
     "l1": l1,
@@ -87,4 +81,4 @@ BY_NAME: dict[str, Callable[[Sums], Array]] = {
 }
 
 OF_THE_TOTAL = frozenset({"sum", "abs_sum", "sqr_sum"})
-"""Reductions that need ``sum f`` alone, which a gate may give."""
+"""Reductions that need ``sum f`` alone."""

@@ -1,9 +1,9 @@
 """Where the activations of a channel group are, and how a network is run with them in the open.
 
-Activations are the outputs of the layers that produce a group: of every layer whose kernel has the
-group alone on its last axis, a depthwise convolution's included. Units are what the network gates:
-a group's channels as their consumers read them, behind the activation function. A group's elements
-at several sites are one set: sums run over all of them.
+Activations are the outputs of the layers that produce a group: of every `flax.linen.Conv` or
+`Dense` whose kernel has the group alone on its last axis, a depthwise convolution included. Units
+are what the network gates: a group's channels as their consumers read them, behind the activation
+function. A group's elements at several sites are one set: sums run over all of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from dce_jax import channels as maps
-from dce_jax import forward
+from dce_jax import forward, saliency
 from dce_jax.channels import ChannelMap
 from dce_jax.networks.gates import tapping
 from dce_jax.types import Array, Path, PyTree
@@ -51,7 +51,7 @@ class Site(NamedTuple):
       places: the groups that lie there.
       shape: of the activations of one example.
       dtype: of the activations.
-      affine: whether they are a convolution or product of the layer's kernel, plus its bias.
+      affine: whether they are known to be a product with the layer's kernel, plus its bias.
     """
 
     path: Path
@@ -131,6 +131,12 @@ def affine(scene: Scene, signal: str) -> dict[Path, Site]:
     return {path: site for path, (site, _) in found.items()}
 
 
+def biases(scene: Scene, found: Mapping[Path, Site]) -> dict[Path, Array]:
+    """Bias of every layer that has one: path of the layer -> float[C]."""
+    layers = {path: saliency.at(scene.params, path) for path in found}
+    return {path: layer["bias"] for path, layer in layers.items() if "bias" in layer}
+
+
 def kernels(channels: ChannelMap, signal: str) -> dict[str, tuple[Path, ...]]:
     """Group -> paths of the kernels that produce it.
 
@@ -178,6 +184,7 @@ def _find(scene: Scene, base: str, signal: str) -> dict[Path, tuple[Site, int]]:
     return found
 
 
+_LAYERS = (nn.Conv, nn.Dense)
 _OR_UNITS = (
     ", or call dce_jax.networks.gate(self, y, group) where it is read and take the base 'units'"
 )
@@ -188,7 +195,7 @@ def _check_groups(scene: Scene, base: str, signal: str, found: Mapping[Path, Sit
     if base == UNITS:
         remedy = "call dce_jax.networks.gate(self, y, group) where its channels are read"
     else:
-        remedy = "hold its kernel in a layer (nn.Conv, nn.Dense) that is called" + _OR_UNITS
+        remedy = "hold its kernel in an nn.Conv or nn.Dense and call that" + _OR_UNITS
     for group in scene.channels.full:
         if group not in seen:
             raise ValueError(
@@ -210,12 +217,16 @@ def _interceptor(channels: ChannelMap, tap: Tap) -> Callable[..., Any]:
     def intercept(
         method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        y, path = method(*args, **kwargs), context.module.path
-        if context.method_name != "__call__" or path not in layers:
+        y, layer, path = method(*args, **kwargs), context.module, context.module.path
+        # The output of any other module that holds a kernel need not be the kernel's product.
+        if (
+            context.method_name != "__call__"
+            or not isinstance(layer, _LAYERS)
+            or path not in layers
+        ):
             return y
         places = {layers[path]: (0, y.shape[-1])}
-        affine = type(context.module) in (nn.Conv, nn.Dense)
-        return tap(Site(path, places, y.shape[1:], y.dtype, affine), y)
+        return tap(Site(path, places, y.shape[1:], y.dtype, type(layer) in _LAYERS), y)
 
     return intercept
 

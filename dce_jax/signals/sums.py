@@ -1,13 +1,13 @@
 """Per-example sums of pointwise values over the elements of each channel."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from dce_jax.signals import elements, gated, pointwise, reduction, sites
+from dce_jax.signals import elements, pointwise, reduction, sites
 from dce_jax.signals.curvature import Curvature, Point
 from dce_jax.signals.elements import Base
 from dce_jax.signals.reduction import Sums
@@ -19,9 +19,6 @@ Wanted: TypeAlias = Mapping[str, Collection[str]]
 
 GroupSums: TypeAlias = dict[str, dict[str, Sums]]
 """Pointwise metric -> channel group -> sums."""
-
-OneFn: TypeAlias = Callable[[Array, Array, Array], GroupSums]
-"""``(image, label, key) -> sums`` of one example."""
 
 
 def of_base(
@@ -56,7 +53,7 @@ def of_base(
         found = _reduced(kernels.places, wanted, (kernels.point,))
         return jax.tree.map(lambda sums: sums[None], found)
     batch = sites.examples(scene, signal)
-    one = _one(scene, base, wanted, signal, second)
+    one = partial(_one, _base(scene, base, wanted, signal), wanted, second)
     size = batch["label"].shape[0]
     whole = (batch["image"], batch["label"], jax.random.split(key, size))
     many = jax.jit(jax.vmap(one))
@@ -86,48 +83,23 @@ def _order(wanted: Wanted) -> int:
     return max(pointwise.BY_NAME[name].order for name in wanted)
 
 
-def _one(scene: Scene, base: str, wanted: Wanted, signal: str, second: Curvature) -> OneFn:
-    """The sums of one example: off gates where they suffice, else element by element."""
-    found, middles = {}, {}
-    if base == "weights":
-        of = elements.weights(scene, signal)
-        found = sites.affine(scene, signal)
-    else:
+def _base(scene: Scene, base: str, wanted: Wanted, signal: str) -> Base:
+    if base != "weights":
         found = sites.checked(scene, base, signal)
         middles = centres(scene, signal) if base == "centred" else {}
-        of = elements.activations(scene, base, found, middles)
-    linear = all(set(asked) <= reduction.OF_THE_TOTAL for asked in wanted.values())
-    given = ((name, gated.direction(scene, base, name, middles)) for name in wanted)
-    directions = {name: direction for name, direction in given if direction is not None}
-    if found and linear and len(directions) == len(wanted):
-        return partial(_gated, scene, base, found, directions)
-    return partial(_elementwise, of, wanted, second)
+        return elements.activations(scene, base, found, middles)
+    # With y = w * x + b, the sum of w dL/dw over a filter is that of (y - b) dL/dy over positions:
+    # the same number without a copy of the kernels' derivatives per example.
+    products = all(
+        name == "taylor" and set(asked) <= reduction.OF_THE_TOTAL for name, asked in wanted.items()
+    )
+    found = sites.affine(scene, signal) if products else {}
+    if found:
+        return elements.activations(scene, base, found, sites.biases(scene, found))
+    return elements.weights(scene, signal)
 
 
-def _gated(
-    scene: Scene,
-    base: str,
-    found: Mapping[Path, Site],
-    directions: Mapping[str, gated.Direction],
-    image: Array,
-    label: Array,
-    key: Array,
-) -> GroupSums:
-    del key
-    places = {path: site.places for path, site in found.items()}
-    return {
-        name: _by_group(
-            places,
-            {
-                path: Sums(reduction.precise(value))
-                for path, value in gated.total(scene, base, found, d, image, label).items()
-            },
-        )
-        for name, d in directions.items()
-    }
-
-
-def _elementwise(
+def _one(
     of: Base, wanted: Wanted, second: Curvature, image: Array, label: Array, key: Array
 ) -> GroupSums:
     values = elements.evaluate(of, image, label, key, order=_order(wanted), second=second)
