@@ -1,6 +1,8 @@
 """Extras and published criteria in closed form; any signal as reward, score and ranking."""
 
 import functools
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -16,7 +18,7 @@ from signal_nets import Stack, scene
 from steps import host, jitted, setup
 
 from dce_jax import allocate, budget, saliency, signals, step
-from dce_jax.signals import extra, named
+from dce_jax.signals import algebra, extra, named
 from dce_jax.types import Evidence
 from experiments import blocks, checks, config, data, ranking, scoring
 from experiments import setup as setups
@@ -159,6 +161,21 @@ def test_published_criteria_are_points_of_the_algebra(name):
     found = computed(name)
     for group in small().module.widths:
         np.testing.assert_allclose(found[group], PUBLISHED[name](group), rtol=1e-4, atol=1e-6)
+
+
+def test_the_documented_example_runs_and_the_tables_are_the_code():
+    text = (Path(__file__).parents[1] / "docs" / "signals.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(compile(code, "docs/signals.md", "exec"), names)
+    for group, values in names["worth"].items():
+        assert values.shape == (names["network"].widths[group],)
+        np.testing.assert_allclose(np.linalg.norm(values), 1.0, rtol=1e-5)
+    for name, point in named.BY_NAME.items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
+        assert f"`{point.formula}`" in row and ("1/2" in row) == (point.factor == 0.5)
+    for part in (*algebra.POINTWISE, *algebra.REDUCTIONS, *algebra.SCALINGS, *extra.BY_NAME):
+        assert f"`{part}`" in text or part.split(".")[-1] in text, part
 
 
 # As a reward.

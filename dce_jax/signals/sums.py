@@ -12,7 +12,7 @@ from dce_jax.signals.curvature import Curvature, Point
 from dce_jax.signals.elements import Base
 from dce_jax.signals.reduction import Sums
 from dce_jax.signals.sites import Places, Scene, Site
-from dce_jax.types import Array, Path
+from dce_jax.types import Array, Path, PyTree
 
 Wanted: TypeAlias = Mapping[str, Collection[str]]
 """Pointwise metric -> reductions that are asked of it."""
@@ -53,40 +53,48 @@ def of_base(
         found = _reduced(kernels.places, wanted, (kernels.point,))
         return jax.tree.map(lambda sums: sums[None], found)
     batch = sites.examples(scene, signal)
-    one = partial(_one, _base(scene, base, wanted, signal), wanted, second)
+    middles = centres(scene, signal) if base == "centred" else {}
+
+    def many(params: PyTree, state: PyTree, middles: Point, *rows: Array) -> GroupSums:
+        inside = scene._replace(params=params, model_state=state)
+        of = _base(inside, base, wanted, signal, middles)
+        return jax.vmap(partial(_one, of, wanted, second))(*rows)
+
     size = batch["label"].shape[0]
     whole = (batch["image"], batch["label"], jax.random.split(key, size))
-    many = jax.jit(jax.vmap(one))
+    # What the function closes over would be compiled into it as constants.
+    run = partial(jax.jit(many), scene.params, scene.model_state, middles)
     parts = [
-        many(*(rows[begin : begin + (chunk or size)] for rows in whole))
+        run(*(rows[begin : begin + (chunk or size)] for rows in whole))
         for begin in range(0, size, chunk or size)
     ]
     return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
 
-def centres(scene: Scene, signal: str) -> dict[Path, Array]:
+def centres(scene: Scene, signal: str) -> Point:
     """Mean of every site's activations over examples and positions: path -> float[C]."""
-    found: dict[Path, Array] = {}
 
-    def tap(site: Site, y: Array) -> Array:
-        found[site.path] = jnp.mean(y, axis=tuple(range(y.ndim - 1)))
-        return y
+    def means(params: PyTree, state: PyTree, images: Array) -> Point:
+        found: Point = {}
 
-    def means(images: Array) -> dict[Path, Array]:
-        sites.run(scene, images, "centred", tap)
-        return dict(found)
+        def tap(site: Site, y: Array) -> Array:
+            found[site.path] = jnp.mean(y, axis=tuple(range(y.ndim - 1)))
+            return y
 
-    return jax.jit(means)(sites.examples(scene, signal)["image"])
+        sites.run(scene._replace(params=params, model_state=state), images, "centred", tap)
+        return found
+
+    images = sites.examples(scene, signal)["image"]
+    return jax.jit(means)(scene.params, scene.model_state, images)
 
 
 def _order(wanted: Wanted) -> int:
     return max(pointwise.BY_NAME[name].order for name in wanted)
 
 
-def _base(scene: Scene, base: str, wanted: Wanted, signal: str) -> Base:
+def _base(scene: Scene, base: str, wanted: Wanted, signal: str, middles: Point) -> Base:
     if base != "weights":
         found = sites.checked(scene, base, signal)
-        middles = centres(scene, signal) if base == "centred" else {}
         return elements.activations(scene, base, found, middles)
     # With y = w * x + b, the sum of w dL/dw over a filter is that of (y - b) dL/dy over positions:
     # the same number without a copy of the kernels' derivatives per example.
