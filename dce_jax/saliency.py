@@ -110,13 +110,30 @@ def norm_scale(norms: Norms, parts: Parts | None = None) -> Signal:
     return Signal("norm_scale", False, value)
 
 
-def to_unit(values: Rewards) -> Rewards:
+def to_unit(values: Rewards, *, signed: bool = False) -> Rewards:
     """Scales each group by its largest finite value, to float32 in [0, 1].
 
     An all-zero group stays zero; NaN and infinite values stay what they are, for the bandit to
     count and report.
+
+    Args:
+      values: group -> float[K].
+      signed: values may be negative: the smallest finite one of each group becomes 0 first.
     """
-    return {group: _unit(value.astype(jnp.float32)) for group, value in values.items()}
+    found = {group: value.astype(jnp.float32) for group, value in values.items()}
+    if signed:
+        found = {group: value - _least([value]) for group, value in found.items()}
+    return {group: _unit(value) for group, value in found.items()}
+
+
+def from_zero(values: Rewards) -> Rewards:
+    """Takes the smallest finite value of all groups off every one.
+
+    What signed values need before channels of several groups are ranked together: the order stays
+    what it was, within groups and across.
+    """
+    least = _least(values.values())
+    return {group: value - least for group, value in values.items()}
 
 
 def check_cover(signal: Signal, values: Mapping[str, Array], groups: tuple[str, ...]) -> None:
@@ -137,6 +154,12 @@ def check_cover(signal: Signal, values: Mapping[str, Array], groups: tuple[str, 
 def _unit(value_K: Array) -> Array:
     largest = jnp.max(jnp.where(jnp.isfinite(value_K), value_K, 0.0))
     return value_K / jnp.where(largest > 0, largest, 1.0)
+
+
+def _least(values: Iterable[Array]) -> Array:
+    smallest = [jnp.min(jnp.where(jnp.isfinite(v), v, jnp.inf)) for v in values]
+    least = jnp.min(jnp.stack(smallest))
+    return jnp.where(jnp.isfinite(least), least, 0.0)
 
 
 def _norm_terms(evidence: Evidence, path: Path) -> Array:

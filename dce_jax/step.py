@@ -20,7 +20,7 @@ from dce_jax.channels import ChannelMap
 from dce_jax.moments import optimizer_names
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, ScoreFn, Selection, Signal
 
-_BATCH, _LOSS, _SELECT = 0, 1, 2  # what the key of a step is folded with
+_BATCH, _LOSS, _SELECT, _SIGNAL = 0, 1, 2, 3  # what the key of a step is folded with
 
 
 class LoopState(NamedTuple):
@@ -247,7 +247,8 @@ def observe(pieces: Pieces, state: SlabState, data: PyTree) -> tuple[SlabState, 
     )
     values = pieces.signal.value(evidence)
     saliency.check_cover(pieces.signal, values, tuple(state.rewards))
-    scaled = saliency.to_unit({group: values[group] for group in state.rewards})
+    asked = {group: values[group] for group in state.rewards}
+    scaled = saliency.to_unit(asked, signed=pieces.signal.signed)
     rewards = {group: before + scaled[group] for group, before in state.rewards.items()}
     return SlabState(loop, state.selection, rewards, state.taken + 1), metrics
 
@@ -326,7 +327,14 @@ def evidence_of(
 
     differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
     (value, (model_state, metrics)), (grads, gate_grads) = differentiate(loop.params, gates)
-    evidence = Evidence(loop.params, grads, _by_group(gate_grads))
+    evidence = Evidence(
+        params=loop.params,
+        grads=grads,
+        gates=_by_group(gate_grads),
+        model_state=loop.model_state,
+        batch=batch,
+        key=_step_key(loop, _SIGNAL),
+    )
     return evidence, model_state, {"loss": value, **metrics}
 
 

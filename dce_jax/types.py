@@ -66,11 +66,17 @@ class Evidence(NamedTuple):
       grads: gradient of the batch-mean loss alone (no L2 term, not clipped), like ``params``.
       gates: gate gradients, group -> tuple of float[B, K], of the batch-mean loss; empty for
         signals that need none.
+      model_state: what the forward pass began with: collection -> tree.
+      batch: what the loss took, for signals that run the network themselves.
+      key: PRNG key for signals that draw.
     """
 
     params: PyTree
     grads: PyTree
     gates: Mapping[str, tuple[Array, ...]]
+    model_state: PyTree = None
+    batch: PyTree = None
+    key: Array | None = None
 
 
 class Signal(NamedTuple):
@@ -79,12 +85,16 @@ class Signal(NamedTuple):
     Attributes:
       name: how tables and configs call it.
       needs_gates: whether ``Evidence.gates`` must be filled.
-      value: ``Evidence -> {group: float32[K]}``, non-negative, unscaled.
+      value: ``Evidence -> {group: float32[K]}``, unscaled; non-negative but where signed.
+      signed: whether a value may be negative; the smallest is worth least all the same.
+      own_pass: whether it runs the network itself, on ``Evidence.batch``.
     """
 
     name: str
     needs_gates: bool
     value: Callable[[Evidence], Rewards]
+    signed: bool = False
+    own_pass: bool = False
 
 
 LossFn: TypeAlias = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]

@@ -5,9 +5,10 @@ import math
 
 from ml_collections import ConfigDict
 
-from dce_jax import allocate, networks, scores
+from dce_jax import allocate, networks, scores, signals
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
+# What a training step gives away; every other signal is one of `dce_jax.signals`.
 SIGNALS = (
     "norm_taylor",
     "gate_taylor",
@@ -28,7 +29,6 @@ FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
 
 _CHOICES = {
     "method": METHODS,
-    "signal": SIGNALS,
     "dtype": ("float32", "bfloat16"),
     "allocation": ("uniform", "global"),
     "scale": tuple(SCALES),
@@ -64,6 +64,7 @@ def check(config: ConfigDict) -> None:
     """
     for field, known in {"network": tuple(networks.NETWORKS), **_CHOICES}.items():
         _one_of(field, config[field], known)
+    signals.check_name(config.signal, also=SIGNALS)
     for field, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field} is {value}: it must be finite")

@@ -48,7 +48,7 @@ def defaults() -> ConfigDict:
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
-    config.signal = "norm_taylor"
+    config.signal = "norm_taylor"  # or any name of `python -m experiments.signals --list`
     config.final = "best"  # which channels the commit keeps: best | and as controls: random | worst
     config.init_scale = 1.0  # multiplies every initial kernel
     config.epochs = 20.0

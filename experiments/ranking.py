@@ -8,20 +8,28 @@ import optax
 from ml_collections import ConfigDict
 
 from dce_jax import channels as maps
-from dce_jax import saliency, scores
+from dce_jax import saliency, scores, signals
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
 from dce_jax.types import ScoreFn, Signal
-from experiments.checks import FINAL
+from experiments.checks import FINAL, SIGNALS
 
 
 def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budget) -> Signal:
-    """A saliency signal by name, for a network that declares its norms.
+    """A saliency signal by name: read off the training step, or by passes of its own.
+
+    Args:
+      name: of `checks.SIGNALS`, which a step gives away, or any of `dce_jax.signals`.
+      module: the network at full width.
+      channels: its channel map.
+      budget: whose slabs will be judged.
 
     Raises:
-      ValueError: unknown name, or a network without the norms that the signal reads.
+      ValueError: unknown name, or a network without what the signal reads.
     """
+    if name not in SIGNALS:
+        return signals.signal(name, maps.with_widths(module, budget.compact), channels)
     if name in ("norm_taylor", "norm_scale"):
         declared = getattr(module, "reward_norms", None)
         if declared is None:

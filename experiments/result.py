@@ -133,7 +133,8 @@ def _costs(run: Run) -> dict[str, Any]:
         "macs_compact": macs_compact,
         # Backward costs twice forward; recalibration is one more forward pass.
         "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
-        + scoring.macs(run, macs_full),
+        + scoring.macs(run, macs_full)
+        + scoring.reward_macs(run),
         # Of the steps that the config names: a run that explores wide takes fewer, for its MACs.
         "train_macs_dense": (3 * nominal + recalibrated) * batch * macs_full,
     }

@@ -2,17 +2,21 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dce_jax import budget as budgets
-from dce_jax import forward, step
+from dce_jax import channels as maps
+from dce_jax import cost, forward, saliency, step
+from dce_jax.budget import Budget
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
 from experiments import evaluate
+from experiments.fields import SELECTING
 from experiments.programs import Programs, call
 from experiments.ranking import make_signal
-from experiments.setup import Run, augmentation
+from experiments.setup import Run, augmentation, model_state
 
 
 def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
@@ -25,7 +29,8 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
       loop: the full-width network.
 
     Returns:
-      Group -> float32[C], on the signal's own scale.
+      Group -> float32[C], on the signal's own scale; one that may be negative is moved so that the
+      smallest value of all groups is 0.
     """
     full = budgets.full(run.budget.full)
     if run.config.method == "slimming":
@@ -40,12 +45,16 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
         batch_size=run.config.batch_size,
     )
     found = [call(programs, "score", score, loop, batch) for batch in batches]
-    return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    return saliency.from_zero(means) if signal.signed else means
 
 
 def _batch_saliencies(
     run: Run, signal: Signal, loop: LoopState, batch: dict[str, Array]
 ) -> Rewards:
+    if signal.own_pass:
+        key = jax.random.fold_in(loop.key, loop.step)
+        return signal.value(Evidence(loop.params, {}, {}, loop.model_state, batch, key))
     loss = forward.classification_loss(run.module)
     evidence, _, _ = step.evidence_of(loss, loop, batch, _gates(run, signal))
     return signal.value(evidence)
@@ -59,8 +68,40 @@ def _gates(run: Run, signal: Signal) -> PyTree:
 
 
 def macs(run: Run, macs_full: int) -> int:
-    """MACs that scoring took: forward and backward at full width, at every plan."""
+    """MACs that scoring took at full width, at every plan: forward and backward, or its own."""
     if run.config.method == "slimming":
         return 0
-    plans = len(run.plans) - 1
-    return 3 * plans * run.config.scoring * run.config.batch_size * macs_full
+    batches = (len(run.plans) - 1) * run.config.scoring
+    own = own_macs(run, budgets.full(run.budget.full)) if batches else 0
+    return batches * (own or 3 * run.config.batch_size * macs_full)
+
+
+def reward_macs(run: Run) -> int:
+    """MACs of the passes that a signal took beside the steps that explored."""
+    if run.config.method not in SELECTING:
+        return 0
+    ends = [*(begin for begin, _ in run.plans[1:]), run.commit_step]
+    return sum(
+        (end - begin) * own_macs(run, budget)
+        for (begin, budget), end in zip(run.plans, ends, strict=True)
+        if end > begin
+    )
+
+
+def own_macs(run: Run, budget: Budget) -> int:
+    """MACs of one batch of a signal that runs the network itself; 0 for what a step gives away."""
+    signal = make_signal(run.config.signal, run.module, run.channels, budget)
+    if not signal.own_pass:
+        return 0
+    size = run.config.batch_size
+    images = jax.ShapeDtypeStruct((size, *run.data.image_shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    thin = maps.with_widths(run.module, budget.compact)
+    variables = nn.unbox(forward.shapes(thin, images))
+    state = model_state(variables)
+
+    def value(params: PyTree, state: PyTree, images: Array, labels: Array) -> Rewards:
+        batch = {"image": images, "label": labels}
+        return signal.value(Evidence(params, {}, {}, state, batch))
+
+    return cost.macs(value, variables["params"], state, images, labels)

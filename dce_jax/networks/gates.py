@@ -1,6 +1,9 @@
 """Unit gates: where a network lets per-example saliency be read off."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
@@ -8,6 +11,27 @@ import jax.numpy as jnp
 
 GATES = "gates"
 """Variable collection that holds gates; absent in ordinary training and inference."""
+
+Tap: TypeAlias = Callable[[tuple[str, ...], Mapping[str, int], jax.Array], jax.Array]
+"""``(path of the calling module, parts as in `gate_parts`, y) -> y`` to go on with."""
+
+_TAP: ContextVar[Tap | None] = ContextVar("tap", default=None)
+
+
+@contextmanager
+def tapping(tap: Tap) -> Iterator[None]:
+    """Shows every gated ``y`` to a function while a network is called, and goes on with its answer.
+
+    For signals that need more than a gate's gradient; the network is traced anew each time.
+
+    Args:
+      tap: sees ``y`` before it meets its gate.
+    """
+    token = _TAP.set(tap)
+    try:
+        yield
+    finally:
+        _TAP.reset(token)
 
 
 def gate(module: nn.Module, y: jax.Array, group: str) -> jax.Array:
@@ -41,6 +65,9 @@ def gate_parts(module: nn.Module, y: jax.Array, parts: Mapping[str, int]) -> jax
     """
     if module.is_initializing():
         return y
+    tap = _TAP.get()
+    if tap is not None:
+        y = tap(module.path, parts, y)
     names = {_name(group): size for group, size in parts.items()}
     mutable = module.is_mutable_collection(GATES)
     if not (mutable or any(module.has_variable(GATES, name) for name in names)):
