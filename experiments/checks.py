@@ -35,6 +35,7 @@ _CHOICES = {
     "target": TARGETS,
     "final": tuple(FINAL),
     "scan": ("auto", "on", "off"),
+    "sharding": ("replicated", "sharded"),
 }
 _SMALLEST = {
     "batch_size": 1,
@@ -46,6 +47,7 @@ _SMALLEST = {
     "seed": 0,
     "validation": 0,
     "scoring": 0,
+    "devices": 0,
     "examples": 1,
     "image_size": 1,
     "steps": 1,

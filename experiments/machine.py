@@ -9,8 +9,16 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def device() -> str:
-    """The device that JAX computes on: ``"cpu (2 cores)"``, ``"NVIDIA H100 80GB HBM3"``."""
+def device(count: int = 1) -> str:
+    """What JAX computes on: ``"cpu (2 cores)"``, ``"8 x NVIDIA H100 80GB HBM3"``.
+
+    Args:
+      count: devices of the run.
+    """
+    return _one_device() if count == 1 else f"{count} x {_one_device()}"
+
+
+def _one_device() -> str:
     found = jax.devices()[0]
     if found.platform != "cpu":
         return found.device_kind

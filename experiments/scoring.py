@@ -10,6 +10,7 @@ from dce_jax import forward, step
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
 from experiments import evaluate
+from experiments import placement as placing
 from experiments.programs import Programs, call
 from experiments.ranking import make_signal
 from experiments.setup import Run, augmentation
@@ -30,7 +31,7 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
     full = budgets.full(run.budget.full)
     if run.config.method == "slimming":
         signal = make_signal("norm_scale", run.module, run.channels, full)
-        return signal.value(Evidence(loop.params, {}, {}))
+        return placing.local(run.placement, signal.value(Evidence(loop.params, {}, {})))
     signal = make_signal(run.config.signal, run.module, run.channels, full)
     score = partial(_batch_saliencies, run, signal)
     batches = evaluate.training_batches(
@@ -39,14 +40,16 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
         examples=run.config.scoring * run.config.batch_size,
         batch_size=run.config.batch_size,
     )
-    found = [call(programs, "score", score, loop, batch) for batch in batches]
-    return jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    cut = partial(placing.cut, run.placement)
+    found = [call(programs, "score", score, loop, cut(batch)) for batch in batches]
+    means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    return placing.local(run.placement, means)
 
 
 def _batch_saliencies(
     run: Run, signal: Signal, loop: LoopState, batch: dict[str, Array]
 ) -> Rewards:
-    loss = forward.classification_loss(run.module)
+    loss = placing.loss(run.placement, forward.classification_loss(run.module))
     evidence, _, _ = step.evidence_of(loss, loop, batch, _gates(run, signal))
     return signal.value(evidence)
 

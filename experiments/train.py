@@ -10,6 +10,9 @@ Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scrat
 random subset of the full initialisation), random (random selection until the commit), slimming (the
 dense network first, pruned by the scales of its norms; at the same training MACs).
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
+
+  python -m experiments.train --config.devices=0 --coordinator=HOST:PORT --processes=2 --process=0
+      one of two processes that share every batch; see docs/scaling.md
 """
 
 import os
@@ -34,11 +37,13 @@ from experiments import (
     journal,
     optimizers,
     plans,
+    processes,
     report,
     result,
     session,
     setup,
 )
+from experiments import placement as placing
 from experiments.blocks import Exploring, Progress
 from experiments.display import progress
 from experiments.programs import Programs
@@ -58,6 +63,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default runs/<config>-<method>-seed<n>."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or auto, where a run has several processes."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes share the run.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
 def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -77,19 +87,17 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     checks.check(settings)
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
-        found = read_result(workdir / result.RESULT)
-        if not (workdir / PAGE).exists():  # killed between the two
-            report.write(workdir)
-        return found
+        return _finished(workdir)
     images = holdout.hold_out(
         data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size),
         validation=settings.validation,
         examples=settings.examples,
     )
-    run, programs = setup.build(settings, images), Programs()
+    run = setup.build(settings, images)
+    programs = Programs(placement=run.placement)
     name = f"{settings.name} {settings.method} seed {settings.seed}"
     with (
-        progress(name, run.steps, facts="compiling") as display,
+        progress(name, run.steps, facts="compiling", quiet=not processes.first()) as display,
         session.interruptible() as asked,
     ):
         run, state, done = session.resume(run, programs, workdir, display.say)
@@ -105,16 +113,31 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 run, state = blocks.replan(run, programs, state, done)
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
-            stop = asked() or begin < (settings.stop_after or 0) <= done
+            stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
                 session.save(run, programs, state, workdir, done)
             if stop and done < run.steps:
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None
-    with session.refusing_full_disk(workdir):
-        found = result.finish(run, programs, state, workdir)
+    return _finish(run, programs, state, workdir)
+
+
+def _finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict[str, Any]:
+    # What is left is one device's work; the other processes wait for what it leaves.
+    state = placing.local(run.placement, state)
+    if processes.first():
+        with session.refusing_full_disk(workdir):
+            result.finish(run, programs, state, workdir)
+            report.write(workdir)
+    return _finished(workdir)
+
+
+def _finished(workdir: Path) -> dict[str, Any]:
+    page = workdir / PAGE
+    if processes.first() and not page.exists():  # killed between the two
         report.write(workdir)
-    return found
+    processes.wait_for(page)
+    return read_result(workdir / result.RESULT)
 
 
 def timed_block(
@@ -157,11 +180,14 @@ def check_finite(line: dict[str, Any], workdir: Path) -> None:
 
 def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> None:
     """Appends a block's metrics and, while exploring, what the bandit knows."""
+    known = state.dce.bandit if isinstance(state, Exploring) else None
+    channels = channel_line(run, known, line["step"]) if known is not None else None
+    if not processes.first():
+        return
     with session.refusing_full_disk(workdir):
         journal.append(workdir / session.METRICS, line)
-        if isinstance(state, Exploring):
-            lines = channel_line(run, state.dce.bandit, line["step"])
-            journal.append(workdir / session.CHANNELS, lines)
+        if channels is not None:
+            journal.append(workdir / session.CHANNELS, channels)
 
 
 def channel_line(run: Run, known: bandit.BanditState, step: int) -> dict[str, Any]:
@@ -220,6 +246,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
     try:
+        processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         found = train(settings, workdir)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -229,6 +256,8 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     if found is None:
         return INTERRUPTED
+    if not processes.first():
+        return 0
     print_result(found)
     print(f"\nreport: {workdir / PAGE}\ncompact model: {workdir / result.MODEL}")
     return 0

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from families import quick_jit
 from jax.sharding import PartitionSpec
 
 from dce_jax import mesh as meshes
@@ -27,7 +28,7 @@ def cut(mesh, data):
 def lowered(mesh, function, *args, sharded=False):
     """A step function of placed arguments, its results placed likewise."""
     out = meshes.shardings(mesh, jax.eval_shape(function, *args), sharded=sharded)
-    return jax.jit(function, out_shardings=out).lower(*args)
+    return quick_jit(function, out_shardings=out).lower(*args)
 
 
 def over(mesh, pieces):

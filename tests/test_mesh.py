@@ -14,16 +14,17 @@ from nets import batch, same_bits, x64
 from steps import halves, host, setup
 
 from dce_jax import channels, forward, networks, scores, step
+from dce_jax.networks.stages import group_widths
 
 NETS = {
     "vgg": networks.VGG((1, 1), FrozenDict({"conv0": 8, "conv1": 16}), 3),
-    "resnet": families.TINY["projection"],
+    "resnet": networks.ResNet((1, 1), group_widths((1, 1), (4, 8)), 3),
 }
 EXAMPLES, DEVICES = 16, 8
 TX = optax.sgd(0.05, momentum=0.9)
 UCB = functools.partial(scores.ucb, alpha=0.1)
-every_net = pytest.mark.parametrize("name", NETS)
-both_ways = pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+CASES = [("vgg", False), ("vgg", True), ("resnet", True)]  # each is a compilation or two
+some_cases = pytest.mark.parametrize(("name", "sharded"), CASES)
 
 
 def pieces_and_state(name, dtype=jnp.float32, **options):
@@ -69,7 +70,9 @@ def walk(run, state, data, steps):
 @functools.cache
 def on_one(name, steps, dtype=jnp.float32, **options):
     pieces, state = pieces_and_state(name, dtype, **options)
-    return walk(jax.jit(functools.partial(step.fused, pieces)), state, images(dtype), steps)
+    return walk(
+        families.quick_jit(functools.partial(step.fused, pieces)), state, images(dtype), steps
+    )
 
 
 def on_many(name, steps, dtype=jnp.float32, *, sharded, **options):
@@ -94,8 +97,7 @@ def check_same_run(one, many, atol):
     assert len({str(host(each)) for each in seated}) > min(3, len(seated) - 1)
 
 
-@every_net
-@both_ways
+@some_cases
 def test_in_float64_eight_devices_take_the_steps_of_one(name, sharded):
     # Flax's batch norm asks what float64 and float32 make together.
     with x64(), jax.numpy_dtype_promotion("standard"):
@@ -105,7 +107,6 @@ def test_in_float64_eight_devices_take_the_steps_of_one(name, sharded):
         check_same_run(one, many, 1e-9)
 
 
-@every_net
-@both_ways
-def test_in_float32_eight_devices_begin_as_one_does(name, sharded):
-    check_same_run(on_one(name, 10), on_many(name, 10, sharded=sharded), 1e-5)
+@pytest.mark.parametrize("name", NETS)
+def test_in_float32_eight_devices_begin_as_one_does(name):
+    check_same_run(on_one(name, 10), on_many(name, 10, sharded=False), 1e-5)
