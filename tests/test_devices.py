@@ -9,7 +9,16 @@ import runs
 from experiments import data, placement, session, setup, train
 from experiments.programs import Programs
 
-MANY = {"devices": 8, "select_every": 2, "commit": 0.5, "block": 2, "sharding": "sharded"}
+# Two channels before a convolution and a norm always earn alike, whatever their scale: a draw that
+# rounding decides. Three do not.
+MANY = {
+    "devices": 8,
+    "sharding": "sharded",
+    "select_every": 2,
+    "commit": 0.5,
+    "block": 2,
+    "keep": 0.75,
+}
 ONE = {**MANY, "devices": 1, "sharding": "replicated"}
 
 
@@ -38,9 +47,8 @@ def close_end(one, other):
         {"select_every": 1, "commit": 1.0, "sharding": "replicated"},
         {"method": "dense"},
         {"scoring": 2, "allocation": "global", "plans": 2},
-        {"method": "slimming"},
     ],
-    ids=["windows", "fused", "dense", "scored", "slimming"],
+    ids=["windows", "fused", "dense", "scored"],
 )
 def test_eight_devices_end_where_one_does(lab, changes):
     found, many = lab.run(**{**MANY, **changes})
