@@ -133,9 +133,9 @@ def waits(placement: Placement) -> bool:
     return placement.mesh is not None and jax.default_backend() == "cpu"
 
 
-def host(leaf: Array) -> npt.NDArray[Any]:
+def host(leaf: Array | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The whole of an array on the host; every process must ask, where several hold it."""
-    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+    if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return np.asarray(leaf)
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
@@ -177,7 +177,7 @@ def _spread(leaf: Any, where: NamedSharding) -> Array:
     # `jax.device_put` has no way to the devices of other processes: each takes its own part.
     if _is_key(leaf):
         return jax.random.wrap_key_data(_spread(jax.random.key_data(leaf), where))
-    whole = leaf if isinstance(leaf, np.ndarray) else host(leaf)
+    whole = host(leaf)
     return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
 

@@ -38,10 +38,26 @@ def _batches(split: Split | Encoded, *, batch_size: int, rows: slice, seed: int)
     order = require("grain", extra="data").MapDataset.range(split.num_images).shuffle(seed=seed)
     if isinstance(split, Encoded):
         cut = examples(split, order, view=random_window, seed=seed)
+        if rows != slice(0, batch_size):
+            return _part(cut, batch_size=batch_size, rows=rows)
         return cut.batch(batch_size, drop_remainder=True)
     return order.batch(batch_size, drop_remainder=True).map(
         lambda index_B: {"image": split.images[index_B[rows]], "label": split.labels[index_B[rows]]}
     )
+
+
+def _part(cut: Any, *, batch_size: int, rows: slice) -> Any:
+    """The batches of examples that are cut one by one, without those outside ``rows``."""
+    per_epoch = len(cut) // batch_size
+
+    def read(index: int, _: int) -> dict[str, Any]:
+        # The index goes on counting over epochs, and so do the examples'.
+        epoch, batch = divmod(index, per_epoch)
+        first = epoch * len(cut) + batch * batch_size
+        taken = [cut[first + row] for row in range(rows.start, rows.stop)]
+        return {name: np.stack([one[name] for one in taken]) for name in taken[0]}
+
+    return require("grain", extra="data").MapDataset.range(per_epoch).map_with_index(read)
 
 
 def _open(
