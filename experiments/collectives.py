@@ -69,6 +69,15 @@ def is_gradient(one: Collective) -> bool:
     return "transpose(" in one.op
 
 
+def source(one: Collective) -> str:
+    """Where an array comes from: backward, forward, gather (of a sharded state) or other."""
+    if is_gradient(one):
+        return "backward"
+    if "sharding_constraint" in one.op or one.op.endswith("/gather"):
+        return "gather"
+    return "forward" if "jvp(" in one.op else "other"
+
+
 def _of_line(line: str, origins: dict[tuple[str, int], str]) -> Iterator[Collective]:
     found = _LINE.match(line)
     if not found:

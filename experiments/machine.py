@@ -1,5 +1,6 @@
 """What a measurement was made on: the device and the versions, as results store them."""
 
+import contextlib
 import os
 import platform
 from importlib import metadata
@@ -26,6 +27,12 @@ def _one_device() -> str:
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return f"cpu ({cores} cores)"
+
+
+def show_cpu_devices(count: int) -> None:
+    """Makes a CPU show so many devices or more, unless its devices are known already."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"]))
 
 
 def versions() -> dict[str, str]:

@@ -91,6 +91,7 @@ def test_all_devices_are_taken_and_one_is_left_alone(lab):
     assert alone == placement.Placement()
     tree = {"a": jnp.zeros(3)}
     assert placement.put(alone, tree) is placement.local(alone, tree) is tree
+    assert placement.loss(alone, len) is placement.batch_fn(alone, len) is len
     assert placement.jit_options(alone, len, tree) == {}
     assert placement.rows_of(alone, 8) == slice(0, 8)
 
