@@ -32,7 +32,9 @@ def _one_device() -> str:
 def show_cpu_devices(count: int) -> None:
     """Makes a CPU show so many devices or more, unless its devices are known already."""
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"]))
+        jax.config.update(
+            "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
+        )
 
 
 def versions() -> dict[str, str]:

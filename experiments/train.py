@@ -27,12 +27,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dce_jax import bandit, scores
 from experiments import (
     blocks,
     checks,
     config,
     data,
+    explored,
     holdout,
     journal,
     optimizers,
@@ -159,7 +159,7 @@ def timed_block(
         "learning_rate": float(optimizers.schedule(run.config, run.steps)(end - 1)),
         "ms_per_step": 1e3 * seconds / (end - done),
         "compile_s": sum(programs.facts[n].seconds for n in programs.compiled if n not in known),
-        "explored": explored(state),
+        "explored": explored.share(state),
         "bad_rewards": int(np.sum(metrics.get("bad_rewards", 0))),
     }
 
@@ -181,37 +181,13 @@ def check_finite(line: dict[str, Any], workdir: Path) -> None:
 def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> None:
     """Appends a block's metrics and, while exploring, what the bandit knows."""
     known = state.dce.bandit if isinstance(state, Exploring) else None
-    channels = channel_line(run, known, line["step"]) if known is not None else None
+    channels = explored.line(run, known, line["step"]) if known is not None else None
     if not processes.first():
         return
     with session.refusing_full_disk(workdir):
         journal.append(workdir / session.METRICS, line)
         if channels is not None:
             journal.append(workdir / session.CHANNELS, channels)
-
-
-def channel_line(run: Run, known: bandit.BanditState, step: int) -> dict[str, Any]:
-    """Plays, means and confidence radii of every contested group."""
-    # Random selection has no bound to show.
-    alpha = getattr(run.pieces.score, "keywords", {}).get("alpha", 0.0)
-    line: dict[str, Any] = {"step": step, "plays": {}, "means": {}, "radius": {}}
-    for group in known.plays:
-        arms = bandit.arms(known, group)
-        plays, radius = np.asarray(arms.plays_C), np.asarray(scores.radius(arms, alpha=alpha))
-        line["plays"][group] = plays.tolist()
-        line["means"][group] = np.asarray(arms.mean_C).tolist()
-        line["radius"][group] = [
-            float(r) if n > 0 else None for r, n in zip(radius, plays, strict=True)
-        ]
-    return line
-
-
-def explored(state: Progress) -> float | None:
-    """Share of the contested channels that have executed at least once."""
-    if not isinstance(state, Exploring) or not state.dce.bandit.plays:
-        return None
-    plays = np.concatenate([np.asarray(p) for p in state.dce.bandit.plays.values()])
-    return float(np.mean(plays > 0))
 
 
 def default_workdir(settings: ConfigDict) -> Path:

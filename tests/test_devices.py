@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import runs
 
-from experiments import data, placement, session, setup, train
+from experiments import blocks, data, placement, session, setup, train
+from experiments.collectives import collectives, is_gradient
 from experiments.programs import Programs
 
 # Two channels before a convolution and a norm always earn alike, whatever their scale: a draw that
@@ -94,6 +95,22 @@ def test_all_devices_are_taken_and_one_is_left_alone(lab):
     assert placement.loss(alone, len) is placement.batch_fn(alone, len) is len
     assert placement.jit_options(alone, len, tree) == {}
     assert placement.rows_of(alone, 8) == slice(0, 8)
+
+
+def test_the_programs_of_a_run_cut_its_batches_and_send_slabs(lab):
+    images = data.load(str(lab.images), data_dir=None)
+    run = setup.build(runs.settings(lab.images, **MANY), images)
+    programs = Programs(placement=run.placement)
+    state = placement.put(run.placement, blocks.start(run))
+    blocks.run_block(run, programs, state, 0, 2)
+    text = programs.compiled["observe"].as_text()
+    # A norm of K channels sends one vector more than it trains.
+    trained = (9 * 3 + 2 * 3) + (9 * 3 * 5 + 2 * 5) + (5 * 3 + 3)
+    backward = sum(one.bytes for one in collectives(text) if is_gradient(one))
+    assert run.budget.compact == {"conv0": 3, "conv1": 5}
+    assert backward == 4 * (trained + 3 + 5)
+    # The gradient of the first convolution is of one image on each of eight devices.
+    assert "f32[1,4,4,3]" in text and "f32[8,4,4,3]" not in text
 
 
 def test_a_device_that_decides_otherwise_stops_the_run(lab, tmp_path):

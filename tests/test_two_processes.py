@@ -10,16 +10,17 @@ import pytest
 import runs
 from test_devices import ONE, close_end
 
-from experiments import config, processes, train
+from experiments import config, pipeline, processes, train
 
 CHILD = """
 import jax, runs, sys
 from absl import app
 from dce_jax import networks
-from experiments import train
+from experiments import pipeline, train
 networks.NETWORKS["tiny"] = runs.tiny
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
+pipeline.device_memory = lambda: 1  # too small for the images: every process reads its own
 train.report.write = lambda workdir: (workdir / train.PAGE).write_text("")
 app.run(train.main, flags_parser=train.parse)
 """
@@ -66,7 +67,8 @@ def both(workdir, settings):
     return said
 
 
-def test_two_processes_go_on_where_one_stood_and_end_where_one_does(tmp_path):
+def test_two_processes_go_on_where_one_stood_and_end_where_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "device_memory", lambda: 1)
     workdir = tmp_path / "two"
     with runs.lab(tmp_path) as lab:
         _, alone = lab.run(**ONE)
