@@ -10,10 +10,14 @@ import numpy.typing as npt
 
 from dce_jax.types import Array, PyTree
 from experiments import decoding
+from experiments import placement as placing
 from experiments.augment import Augment, augment_batch, normalise
 from experiments.dataset import Split
 from experiments.encoded import Encoded
+from experiments.placement import Placement
 from experiments.views import View, middle
+
+_ONE = Placement()
 
 
 class Source(NamedTuple):
@@ -124,6 +128,7 @@ def resident(
     std: Sequence[float],
     augment: Augment,
     dtype: Any = jnp.float32,
+    placement: Placement = _ONE,
 ) -> Source:
     """A split that lives on the device as uint8, with the whole run's order beside it.
 
@@ -140,6 +145,7 @@ def resident(
       std: per channel.
       augment: crop and flip.
       dtype: of the images in a batch.
+      placement: every device holds the whole split and takes its part of each batch.
 
     Returns:
       The source. A step beyond the last one reads the last one's examples.
@@ -149,9 +155,8 @@ def resident(
     """
     count, *shape = split.images.shape
     order = batch_order(count=count, batch_size=batch_size, steps=steps, seed=seed)
-    data = jax.device_put(
-        {"images": split.images.reshape(count, -1), "labels": split.labels, "order": order}
-    )
+    held = {"images": split.images.reshape(count, -1), "labels": split.labels, "order": order}
+    data = placing.put_whole(placement, held)
 
     def batch_fn(data: PyTree, step: Array, key: Array) -> dict[str, Array]:
         index_B = jnp.take(data["order"], step, axis=0, mode="clip")
@@ -167,7 +172,7 @@ def resident(
             dtype=dtype,
         )
 
-    return Source(batch_fn, lambda _step: data, resident=True)
+    return Source(placing.batch_fn(placement, batch_fn), lambda _step: data, resident=True)
 
 
 def _padded_batch(part: Split, batch_size: int) -> dict[str, Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from dce_jax import bandit, step
 from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
+from experiments import placement as placing
 from experiments import plans, scoring
 from experiments.programs import Programs, call
 from experiments.ranking import final_score
@@ -94,7 +95,7 @@ def commit(run: Run, state: Exploring) -> Settled:
     """Cuts the final slab; what was not chosen is given up."""
     cut = partial(step.commit, run.pieces, score=final_score(run.config))
     inside = jax.jit(cut)(state.dce)
-    return Settled(inside.loop, inside.selection)
+    return placing.put(run.placement, Settled(inside.loop, inside.selection))
 
 
 def replan(run: Run, programs: Programs, state: Exploring, done: int) -> tuple[Run, Exploring]:
@@ -106,7 +107,7 @@ def replan(run: Run, programs: Programs, state: Exploring, done: int) -> tuple[R
     run = plans.planned(run, plans.learned(run, found, done), done)
     if done == run.commit_step:
         known = bandit.appraised(state.dce.bandit, found)
-        state = Exploring(state.dce._replace(bandit=known))
+        state = placing.put(run.placement, Exploring(state.dce._replace(bandit=known)))
     return run, state
 
 

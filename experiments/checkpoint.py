@@ -15,7 +15,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from dce_jax.types import PyTree
-from experiments import journal
+from experiments import journal, processes
+from experiments import placement as placing
 
 KEPT = 3
 """Checkpoints that stay; more than one, because the last may be damaged."""
@@ -23,6 +24,9 @@ KEPT = 3
 
 def save(directory: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     """Writes checkpoint ``step``; it counts only once its JSON file, written last, is there.
+
+    Whole arrays are written, by the first process, so that a run may go on with other devices and
+    processes. Every process must call.
 
     Args:
       directory: of all checkpoints; made if missing.
@@ -33,12 +37,14 @@ def save(directory: Path, step: int, state: PyTree, meta: dict[str, Any]) -> Non
     Raises:
       OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / str(step)
-    _record(directory, step).unlink(missing_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    leaves = _leaves(state)
-    _write(target, leaves)
+    target, leaves = directory / str(step), _leaves(state)
+    if processes.first():
+        directory.mkdir(parents=True, exist_ok=True)
+        _record(directory, step).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+    _write(target, leaves)  # Orbax makes the others wait for the first
+    if not processes.first():
+        return
     record = {"step": step, "checksum": _checksum(leaves), **meta}
     journal.write(_record(directory, step), record)
     for old in steps(directory)[:-KEPT]:
@@ -103,7 +109,7 @@ def _record(directory: Path, step: int) -> Path:
 def _leaves(state: PyTree) -> dict[str, np.ndarray]:
     # A flat dict of host arrays: what Orbax stores does not depend on anybody's classes.
     pairs = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(_data(leaf)) for path, leaf in pairs}
+    return {jax.tree_util.keystr(path): placing.host(_data(leaf)) for path, leaf in pairs}
 
 
 def _is_key(leaf: Any) -> bool:

@@ -36,6 +36,7 @@ _CHOICES = {
     "final": tuple(FINAL),
     "rate_over": ("steps", "macs"),
     "scan": ("auto", "on", "off"),
+    "sharding": ("replicated", "sharded"),
 }
 _SMALLEST = {
     "batch_size": 1,
@@ -47,6 +48,7 @@ _SMALLEST = {
     "seed": 0,
     "validation": 0,
     "scoring": 0,
+    "devices": 0,
     "examples": 1,
     "image_size": 1,
     "steps": 1,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-_FREE = ("data_dir", "stop_after")  # a run may go on with other values of these
+_FREE = ("data_dir", "stop_after", "devices", "sharding")  # a run may go on with others of these
 
 
 def defaults() -> ConfigDict:
@@ -67,6 +67,8 @@ def defaults() -> ConfigDict:
     config.checkpoint_blocks = 10  # blocks between two checkpoints
     config.recalibration_examples = 1024
     config.scan = "auto"  # many steps per dispatch: auto (not on the CPU) | on | off
+    config.devices = 1  # that share every batch; 0: all, of all processes
+    config.sharding = "replicated"  # full-width parameters and moments: replicated | sharded
     config.deterministic = False  # on GPU: what XLA offers (xla_gpu_deterministic_ops)
     config.stop_after = config_dict.placeholder(int)  # stop, as Ctrl-C does, after this step
     return config

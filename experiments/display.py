@@ -50,7 +50,12 @@ class Display(NamedTuple):
 
 @contextmanager
 def progress(
-    name: str, total: int, *, facts: str = "", console: Console | None = None
+    name: str,
+    total: int,
+    *,
+    facts: str = "",
+    console: Console | None = None,
+    quiet: bool = False,
 ) -> Iterator[Display]:
     """Opens a progress bar.
 
@@ -59,6 +64,7 @@ def progress(
       total: steps of a run, or runs of a sweep.
       facts: what the line below it says at first.
       console: where to; the standard error stream unless told.
+      quiet: nothing is shown at all.
     """
     # The bar alone fits a terminal of 80 columns; facts beside it would squeeze out the times.
     bar = Progress(
@@ -71,7 +77,7 @@ def progress(
     )
     task = bar.add_task(name, total=total)
     shown = Group(bar, Text(facts))
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=quiet)
     with Live(shown, console=console, refresh_per_second=4) as live:
         yield Display(live, bar, task)
     if not console.is_terminal:

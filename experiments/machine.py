@@ -1,5 +1,6 @@
 """What a measurement was made on: the device and the versions, as results store them."""
 
+import contextlib
 import os
 import platform
 from importlib import metadata
@@ -9,8 +10,16 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def device() -> str:
-    """The device that JAX computes on: ``"cpu (2 cores)"``, ``"NVIDIA H100 80GB HBM3"``."""
+def device(count: int = 1) -> str:
+    """What JAX computes on: ``"cpu (2 cores)"``, ``"8 x NVIDIA H100 80GB HBM3"``.
+
+    Args:
+      count: devices of the run.
+    """
+    return _one_device() if count == 1 else f"{count} x {_one_device()}"
+
+
+def _one_device() -> str:
     found = jax.devices()[0]
     if found.platform != "cpu":
         return found.device_kind
@@ -18,6 +27,14 @@ def device() -> str:
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return f"cpu ({cores} cores)"
+
+
+def show_cpu_devices(count: int) -> None:
+    """Makes a CPU show so many devices or more, unless its devices are known already."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update(
+            "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
+        )
 
 
 def versions() -> dict[str, str]:

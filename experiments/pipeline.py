@@ -11,6 +11,7 @@ from experiments.augment import Augment, augment_batch, normalise
 from experiments.batches import Source, batch_order, eval_batches, resident
 from experiments.dataset import Split
 from experiments.encoded import Encoded
+from experiments.placement import Placement
 from experiments.streaming import stream
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "stream",
 ]
 
+_ONE = Placement()
 _SHARE = 0.5  # of the device's memory that data may take: the rest is for the step
 
 
@@ -56,6 +58,7 @@ def make_source(
     batch_size: int,
     limit_bytes: int | None = None,
     start_step: int = 0,
+    placement: Placement = _ONE,
     **rest: Any,
 ) -> Source:
     """Resident arrays where they fit on the device, otherwise a stream; encoded images stream.
@@ -68,6 +71,7 @@ def make_source(
       batch_size: B.
       limit_bytes: bytes of the device; None asks the device.
       start_step: first step that will be asked for; matters to a stream alone.
+      placement: of what the source gives; batches are cut over its devices.
       **rest: seed, mean, std, augment and dtype, as ``resident`` and ``stream`` take them.
 
     Returns:
@@ -77,10 +81,11 @@ def make_source(
       ValueError: see ``check_run``.
       ModuleNotFoundError: the data must be streamed and Grain is not installed.
     """
+    rest = {**rest, "steps": steps, "batch_size": batch_size, "placement": placement}
     if isinstance(split, Encoded):
-        return stream(split, steps=steps, batch_size=batch_size, start_step=start_step, **rest)
+        return stream(split, start_step=start_step, **rest)
     size = split.images.nbytes + split.labels.nbytes + 4 * steps * batch_size
     limit = device_memory() if limit_bytes is None else limit_bytes
     if fits_on_device(size, limit):
-        return resident(split, steps=steps, batch_size=batch_size, **rest)
-    return stream(split, steps=steps, batch_size=batch_size, start_step=start_step, **rest)
+        return resident(split, **rest)
+    return stream(split, start_step=start_step, **rest)

@@ -12,6 +12,7 @@ from dce_jax.allocate import CostFn
 from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
 from dce_jax.types import Rewards
+from experiments import placement as placing
 from experiments.budgeting import forward_macs, macs_of, params_of
 from experiments.checks import SCALES
 from experiments.ranking import make_signal
@@ -99,7 +100,7 @@ def planned(run: Run, budget: Budget, begin: int) -> Run:
     """The run with another budget from step ``begin`` on: narrow network, loss and step."""
     example = jax.ShapeDtypeStruct((2, *run.data.image_shape), jnp.float32)
     thin = maps.with_widths(run.module, budget.compact)
-    loss = forward.classification_loss(thin)
+    loss = placing.loss(run.placement, forward.classification_loss(thin))
     pieces = run.pieces._replace(
         budget=budget,
         loss=loss,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 
 from dce_jax import cost
+from experiments import placement as placing
+from experiments.placement import Placement
 
 
 class Facts(NamedTuple):
@@ -31,11 +33,13 @@ class Programs:
         cannot happen unseen.
       facts: name -> what compiling told, this process's and, after a restart, earlier ones'.
       counts: name -> compilations, at most one per process.
+      placement: of the arrays that the programs take and give.
     """
 
     compiled: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    placement: Placement = field(default_factory=Placement)
 
 
 def call(
@@ -52,7 +56,8 @@ def call(
     """
     if name not in programs.compiled:
         begun = time.perf_counter()
-        jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        options = placing.jit_options(programs.placement, function, *args)
+        jitted = jax.jit(function, donate_argnums=(0,) if donate else (), **options)
         compiled = jitted.lower(*args).compile()
         seconds = time.perf_counter() - begun
         memory = cost.memory(compiled)
@@ -60,7 +65,8 @@ def call(
         programs.compiled[name] = compiled
         programs.facts[name] = Facts(seconds, peak)
         programs.counts[name] = 1
-    return programs.compiled[name](*args)
+    found = programs.compiled[name](*args)
+    return jax.block_until_ready(found) if placing.waits(programs.placement) else found
 
 
 def recall(programs: Programs, facts: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from experiments import (
 )
 from experiments.blocks import Exploring, Progress
 from experiments.budgeting import allocation, forward_macs, macs_of
+from experiments.placement import Placement
 from experiments.programs import Programs
 from experiments.records import read_lines
 from experiments.setup import Run, augmentation
@@ -46,7 +47,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         full_accuracy = evaluate.accuracy(
             run.module, _recalibrated(run, run.module, variables), run.data
         )
-        state = blocks.commit(run, Exploring(settled))
+        state = blocks.commit(run._replace(placement=Placement()), Exploring(settled))
     trained = run.module if run.config.method == "dense" else run.thin
     raw = _collections(state.loop)
     final = _recalibrated(run, trained, raw)
@@ -62,7 +63,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         **_costs(run),
         "effective_rank": redundancy.shares(raw["params"], maps.producers(run.channels)),
         **_timings(programs, workdir),
-        "device": machine.device(),
+        "device": machine.device(run.placement.devices),
         "versions": machine.versions(),
         "notes": list(run.data.notes),
         "command": config.command(run.config),

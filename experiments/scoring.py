@@ -13,6 +13,7 @@ from dce_jax.budget import Budget
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
 from experiments import evaluate
+from experiments import placement as placing
 from experiments.fields import SELECTING
 from experiments.programs import Programs, call
 from experiments.ranking import make_signal
@@ -35,7 +36,7 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
     full = budgets.full(run.budget.full)
     if run.config.method == "slimming":
         signal = make_signal("norm_scale", run.module, run.channels, full)
-        return signal.value(Evidence(loop.params, {}, {}))
+        return placing.local(run.placement, signal.value(Evidence(loop.params, {}, {})))
     signal = make_signal(run.config.signal, run.module, run.channels, full)
     score = partial(_batch_saliencies, run, signal)
     batches = evaluate.training_batches(
@@ -44,8 +45,10 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
         examples=run.config.scoring * run.config.batch_size,
         batch_size=run.config.batch_size,
     )
-    found = [call(programs, "score", score, loop, batch) for batch in batches]
+    cut = partial(placing.cut, run.placement)
+    found = [call(programs, "score", score, loop, cut(batch)) for batch in batches]
     means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    means = placing.local(run.placement, means)
     return saliency.from_zero(means) if signal.signed else means
 
 
@@ -55,7 +58,7 @@ def _batch_saliencies(
     if signal.own_pass:
         key = jax.random.fold_in(loop.key, loop.step)
         return signal.value(Evidence(loop.params, {}, {}, loop.model_state, batch, key))
-    loss = forward.classification_loss(run.module)
+    loss = placing.loss(run.placement, forward.classification_loss(run.module))
     evidence, _, _ = step.evidence_of(loss, loop, batch, _gates(run, signal))
     return signal.value(evidence)
 

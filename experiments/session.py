@@ -12,7 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
-from experiments import blocks, checkpoint, config, journal, plans
+from experiments import blocks, checkpoint, config, journal, plans, processes
+from experiments import placement as placing
 from experiments.blocks import Progress
 from experiments.programs import Programs, recall
 from experiments.setup import Run
@@ -28,9 +29,17 @@ class TrainingError(Exception):
 def open_workdir(workdir: Path, settings: ConfigDict) -> None:
     """Makes a workdir, or checks that what was begun there belongs to this config.
 
+    The first process does; the others wait for it.
+
     Raises:
       ValueError: it cannot be written, or another config made it (the difference is shown).
     """
+    if processes.first():
+        _open(workdir, settings)
+    processes.wait("workdir")
+
+
+def _open(workdir: Path, settings: ConfigDict) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         stored = workdir / CONFIG
@@ -62,10 +71,11 @@ def resume(
         done, run = meta["step"], plans.recall(run, meta["plans"])
         recall(programs, meta["programs"])
         say(f"going on after step {done} of {run.steps}")
+    processes.check_same("the step that was restored", done)
     with refusing_full_disk(workdir):
-        for name in (METRICS, CHANNELS):
+        for name in (METRICS, CHANNELS) if processes.first() else ():
             journal.cut(workdir / name, done)
-    return run, state, done
+    return run, placing.put(run.placement, state), done
 
 
 def _template(run: Run, meta: dict[str, Any]) -> Progress:
@@ -76,12 +86,20 @@ def save(run: Run, programs: Programs, state: Progress, workdir: Path, done: int
     """Writes a checkpoint of a state that is finite.
 
     Raises:
-      TrainingError: the state holds NaN or infinite numbers, or the disk cannot be written.
+      TrainingError: the state holds NaN or infinite numbers, devices have come to hold different
+        decisions, or the disk cannot be written.
     """
     if not blocks.finite(state):
         raise TrainingError(
             f"parameters or moments are not finite after step {done}: lower learning_rate; "
             f"{last_good(workdir)}"
+        )
+    decided = state.dce.bandit if isinstance(state, blocks.Exploring) else state.selection
+    differing = placing.differing(run.placement, decided)
+    if differing:
+        raise TrainingError(
+            f"devices hold different copies of {differing[:3]} after step {done}: one of them "
+            f"computes wrongly; {last_good(workdir)}"
         )
     phase = blocks.EXPLORE if isinstance(state, blocks.Exploring) else blocks.COMMIT
     with refusing_full_disk(workdir):

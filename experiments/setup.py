@@ -14,8 +14,10 @@ from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import budgeting, lengths, optimizers, ranking, slimming
+from experiments import placement as placing
 from experiments.dataset import DataSet
 from experiments.pipeline import Augment, Source, make_source
+from experiments.placement import Placement
 
 
 class Run(NamedTuple):
@@ -38,6 +40,7 @@ class Run(NamedTuple):
       commit_step: step after which only the narrow network's ordinary step is left.
       plans: (first step, budget) of every budget so far; the last one is ``budget``.
       shapes: of the full-width collections, unboxed; a run holds no full-width arrays itself.
+      placement: where its arrays lie.
     """
 
     config: ConfigDict
@@ -56,6 +59,7 @@ class Run(NamedTuple):
     commit_step: int
     plans: tuple[tuple[int, Budget], ...]
     shapes: PyTree
+    placement: Placement
 
 
 def build(config: ConfigDict, data: DataSet) -> Run:
@@ -80,7 +84,8 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     budget = budgeting.exploring(config, target)
     cost_ratio = budgeting.ratio(budgeting.macs_of(module, example), budget, target)
     steps, commit_step = lengths.lengths(config, data.train.num_images, cost_ratio)
-    source = open_source(config, data, steps, start_step=0)
+    placement = placing.of(config)
+    source = open_source(config, data, steps, start_step=0, placement=placement)
     thin = maps.with_widths(module, budget.compact)
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
     clock = lengths.macs_clock(commit_step, cost_ratio) if config.rate_over == "macs" else None
@@ -88,7 +93,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     if config.restart:
         rate = optimizers.restarted(config, rate, steps, commit_step)
     tx = optimizers.build(config, rate)
-    loss = forward.classification_loss(thin)
+    loss = placing.loss(placement, forward.classification_loss(thin))
     pieces = step.pieces(
         channels,
         budget,
@@ -117,16 +122,26 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         target=target,
         tx=tx,
         rate=rate,
-        loss=forward.classification_loss(module) if config.method == "dense" else loss,
+        loss=placing.loss(placement, forward.classification_loss(module))
+        if config.method == "dense"
+        else loss,
         pieces=pieces,
         steps=steps,
         commit_step=commit_step,
         plans=((0, budget),),
         shapes=shapes,
+        placement=placement,
     )
 
 
-def open_source(config: ConfigDict, data: DataSet, steps: int, *, start_step: int) -> Source:
+def open_source(
+    config: ConfigDict,
+    data: DataSet,
+    steps: int,
+    *,
+    start_step: int,
+    placement: Placement | None = None,
+) -> Source:
     """The batches of a run."""
     return make_source(
         data.train,
@@ -137,6 +152,7 @@ def open_source(config: ConfigDict, data: DataSet, steps: int, *, start_step: in
         mean=data.mean,
         std=data.std,
         augment=augmentation(config),
+        placement=placement or Placement(),
     )
 
 
@@ -149,7 +165,8 @@ def starting_at(run: Run, done: int) -> Run:
     """The same run with its batches opened where a resumed one goes on; only streams care."""
     if run.source.resident or done in (0, run.steps):
         return run
-    return run._replace(source=open_source(run.config, run.data, run.steps, start_step=done))
+    source = open_source(run.config, run.data, run.steps, start_step=done, placement=run.placement)
+    return run._replace(source=source)
 
 
 def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:

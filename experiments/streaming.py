@@ -1,20 +1,23 @@
 """Batches streamed through Grain, for data that do not fit on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dce_jax.types import Array, PyTree
+from experiments import placement as placing
 from experiments.augment import Augment
 from experiments.batches import Source, check_run, finish_batch
 from experiments.dataset import Split, require
 from experiments.decoding import DECODERS, examples, read_ahead
 from experiments.encoded import Encoded
+from experiments.placement import Placement
 from experiments.views import random_window
 
+_ONE = Placement()
 _COPIERS = 4  # threads that gather batches of arrays
 
 
@@ -26,29 +29,48 @@ def _grain_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def _batches(split: Split | Encoded, *, batch_size: int, seed: int) -> Any:
-    """A grain.MapDataset of one epoch's host batches, shuffled and cut anew in every epoch."""
+def _batches(split: Split | Encoded, *, batch_size: int, rows: slice, seed: int) -> Any:
+    """A grain.MapDataset of one epoch's host batches, shuffled and cut anew in every epoch.
+
+    Of every batch, only ``rows`` are read.
+    """
     seed = _grain_seed(seed)
     order = require("grain", extra="data").MapDataset.range(split.num_images).shuffle(seed=seed)
     if isinstance(split, Encoded):
         cut = examples(split, order, view=random_window, seed=seed)
+        if rows != slice(0, batch_size):
+            return _part(cut, batch_size=batch_size, rows=rows)
         return cut.batch(batch_size, drop_remainder=True)
     return order.batch(batch_size, drop_remainder=True).map(
-        lambda index_B: {"image": split.images[index_B], "label": split.labels[index_B]}
+        lambda index_B: {"image": split.images[index_B[rows]], "label": split.labels[index_B[rows]]}
     )
 
 
+def _part(cut: Any, *, batch_size: int, rows: slice) -> Any:
+    """The batches of examples that are cut one by one, without those outside ``rows``."""
+    per_epoch = len(cut) // batch_size
+
+    def read(index: int, _: int) -> dict[str, Any]:
+        # The index goes on counting over epochs, and so do the examples'.
+        epoch, batch = divmod(index, per_epoch)
+        first = epoch * len(cut) + batch * batch_size
+        taken = [cut[first + row] for row in range(rows.start, rows.stop)]
+        return {name: np.stack([one[name] for one in taken]) for name in taken[0]}
+
+    return require("grain", extra="data").MapDataset.range(per_epoch).map_with_index(read)
+
+
 def _open(
-    split: Split | Encoded, *, batch_size: int, steps: int, seed: int, start_step: int
+    split: Split | Encoded, *, batch_size: int, steps: int, rows: slice, seed: int, start_step: int
 ) -> Iterator[dict[str, Any]]:
     """Host batches of the steps from ``start_step`` on, read ahead by threads."""
-    epoch = _batches(split, batch_size=batch_size, seed=seed)
+    epoch = _batches(split, batch_size=batch_size, rows=rows, seed=seed)
     run = epoch.repeat(-(-steps // len(epoch))).slice(slice(start_step, steps))
     return read_ahead(run, threads=DECODERS if isinstance(split, Encoded) else _COPIERS)
 
 
 def _in_order(
-    batches: Iterator[dict[str, Any]], *, start_step: int, steps: int
+    batches: Iterator[dict[str, Any]], *, start_step: int, steps: int, put: Callable[[Any], PyTree]
 ) -> Callable[[int], PyTree]:
     """``data_at`` over an iterator; one batch is always on its way to the device."""
     expected, coming = start_step, None
@@ -61,10 +83,10 @@ def _in_order(
                 "open a new one with start_step to go elsewhere"
             )
         # The first batch is not read before it is asked for: a run may go on elsewhere.
-        now = jax.device_put(next(batches)) if coming is None else coming
+        now = put(next(batches)) if coming is None else coming
         expected += 1
         if expected < steps:
-            coming = jax.device_put(next(batches))
+            coming = put(next(batches))
         return now
 
     return data_at
@@ -81,6 +103,7 @@ def stream(
     augment: Augment,
     start_step: int = 0,
     dtype: Any = jnp.float32,
+    placement: Placement = _ONE,
 ) -> Source:
     """Batches that are read, decoded and sent to the device a little ahead of their step.
 
@@ -98,6 +121,7 @@ def stream(
       augment: crop and flip.
       start_step: first step that will be asked for; earlier ones are not read.
       dtype: of the images in a batch.
+      placement: a process reads only the examples that its own devices take.
 
     Returns:
       The source. Its ``data_at`` must be called with start_step, start_step + 1, ... and raises
@@ -111,7 +135,10 @@ def stream(
     check_run(count=split.num_images, batch_size=batch_size, steps=steps, seed=seed)
     if not 0 <= start_step < steps:
         raise ValueError(f"start_step is {start_step}, but steps are 0 .. {steps - 1}")
-    batches = _open(split, batch_size=batch_size, steps=steps, seed=seed, start_step=start_step)
+    rows = placing.rows_of(placement, batch_size)
+    batches = _open(
+        split, batch_size=batch_size, steps=steps, rows=rows, seed=seed, start_step=start_step
+    )
 
     def batch_fn(data: PyTree, step: Array, key: Array) -> dict[str, Array]:
         return finish_batch(
@@ -125,5 +152,6 @@ def stream(
             dtype=dtype,
         )
 
-    data_at = _in_order(batches, start_step=start_step, steps=steps)
-    return Source(batch_fn, data_at, resident=False)
+    put = partial(placing.put_batch, placement)
+    data_at = _in_order(batches, start_step=start_step, steps=steps, put=put)
+    return Source(placing.batch_fn(placement, batch_fn), data_at, resident=False)

@@ -10,6 +10,9 @@ Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scrat
 random subset of the full initialisation), random (random selection until the commit), slimming (the
 dense network first, pruned by the scales of its norms; at the same training MACs).
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
+
+  python -m experiments.train --config.devices=0 --coordinator=HOST:PORT --processes=2 --process=0
+      one of two processes that share every batch; see docs/scaling.md
 """
 
 import os
@@ -24,20 +27,22 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dce_jax import bandit, scores
 from experiments import (
     blocks,
     checks,
     config,
     data,
+    explored,
     holdout,
     journal,
     plans,
+    processes,
     report,
     result,
     session,
     setup,
 )
+from experiments import placement as placing
 from experiments.blocks import Exploring, Progress
 from experiments.display import progress
 from experiments.programs import Programs
@@ -57,6 +62,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; default runs/<config>-<method>-seed<n>."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or auto, where a run has several processes."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes share the run.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
 def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -76,19 +86,17 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     checks.check(settings)
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
-        found = read_result(workdir / result.RESULT)
-        if not (workdir / PAGE).exists():  # killed between the two
-            report.write(workdir)
-        return found
+        return _finished(workdir)
     images = holdout.hold_out(
         data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size),
         validation=settings.validation,
         examples=settings.examples,
     )
-    run, programs = setup.build(settings, images), Programs()
+    run = setup.build(settings, images)
+    programs = Programs(placement=run.placement)
     name = f"{settings.name} {settings.method} seed {settings.seed}"
     with (
-        progress(name, run.steps, facts="compiling") as display,
+        progress(name, run.steps, facts="compiling", quiet=not processes.first()) as display,
         session.interruptible() as asked,
     ):
         run, state, done = session.resume(run, programs, workdir, display.say)
@@ -104,16 +112,31 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 run, state = blocks.replan(run, programs, state, done)
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
-            stop = asked() or begin < (settings.stop_after or 0) <= done
+            stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
                 session.save(run, programs, state, workdir, done)
             if stop and done < run.steps:
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None
-    with session.refusing_full_disk(workdir):
-        found = result.finish(run, programs, state, workdir)
+    return _finish(run, programs, state, workdir)
+
+
+def _finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict[str, Any]:
+    # What is left is one device's work; the other processes wait for what it leaves.
+    state = placing.local(run.placement, state)
+    if processes.first():
+        with session.refusing_full_disk(workdir):
+            result.finish(run, programs, state, workdir)
+            report.write(workdir)
+    return _finished(workdir)
+
+
+def _finished(workdir: Path) -> dict[str, Any]:
+    page = workdir / PAGE
+    if processes.first() and not page.exists():  # killed between the two
         report.write(workdir)
-    return found
+    processes.wait_for(page)
+    return read_result(workdir / result.RESULT)
 
 
 def timed_block(
@@ -135,7 +158,7 @@ def timed_block(
         "learning_rate": float(run.rate(end - 1)),
         "ms_per_step": 1e3 * seconds / (end - done),
         "compile_s": sum(programs.facts[n].seconds for n in programs.compiled if n not in known),
-        "explored": explored(state),
+        "explored": explored.share(state),
         "bad_rewards": int(np.sum(metrics.get("bad_rewards", 0))),
     }
 
@@ -156,35 +179,14 @@ def check_finite(line: dict[str, Any], workdir: Path) -> None:
 
 def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> None:
     """Appends a block's metrics and, while exploring, what the bandit knows."""
+    known = state.dce.bandit if isinstance(state, Exploring) else None
+    channels = explored.line(run, known, line["step"]) if known is not None else None
+    if not processes.first():
+        return
     with session.refusing_full_disk(workdir):
         journal.append(workdir / session.METRICS, line)
-        if isinstance(state, Exploring):
-            lines = channel_line(run, state.dce.bandit, line["step"])
-            journal.append(workdir / session.CHANNELS, lines)
-
-
-def channel_line(run: Run, known: bandit.BanditState, step: int) -> dict[str, Any]:
-    """Plays, means and confidence radii of every contested group."""
-    # Random selection has no bound to show.
-    alpha = getattr(run.pieces.score, "keywords", {}).get("alpha", 0.0)
-    line: dict[str, Any] = {"step": step, "plays": {}, "means": {}, "radius": {}}
-    for group in known.plays:
-        arms = bandit.arms(known, group)
-        plays, radius = np.asarray(arms.plays_C), np.asarray(scores.radius(arms, alpha=alpha))
-        line["plays"][group] = plays.tolist()
-        line["means"][group] = np.asarray(arms.mean_C).tolist()
-        line["radius"][group] = [
-            float(r) if n > 0 else None for r, n in zip(radius, plays, strict=True)
-        ]
-    return line
-
-
-def explored(state: Progress) -> float | None:
-    """Share of the contested channels that have executed at least once."""
-    if not isinstance(state, Exploring) or not state.dce.bandit.plays:
-        return None
-    plays = np.concatenate([np.asarray(p) for p in state.dce.bandit.plays.values()])
-    return float(np.mean(plays > 0))
+        if channels is not None:
+            journal.append(workdir / session.CHANNELS, channels)
 
 
 def default_workdir(settings: ConfigDict) -> Path:
@@ -219,6 +221,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
     try:
+        processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         found = train(settings, workdir)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -228,6 +231,8 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     if found is None:
         return INTERRUPTED
+    if not processes.first():
+        return 0
     print_result(found)
     print(f"\nreport: {workdir / PAGE}\ncompact model: {workdir / result.MODEL}")
     return 0

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tfds_dirs
 
-from experiments import data, evaluate, pipeline, views
+from dce_jax import mesh
+from experiments import data, evaluate, pipeline, streaming, views
 from experiments.augment import Augment
 from experiments.dataset import Split
+from experiments.placement import Placement
 
 TRAIN, TEST, SIZE = 23, 10, 8
 RUN = {"batch_size": 4, "steps": 17, "seed": 3, "mean": (0.5,) * 3, "std": (0.2,) * 3}
@@ -136,6 +138,28 @@ def test_batches_depend_on_the_seed_alone(photos):
 def test_restarted_equals_the_uninterrupted_one(photos, start):
     whole = windows(photos.train, steps=17)
     chex.assert_trees_all_equal(whole[start:], windows(photos.train, steps=17 - start, start=start))
+
+
+def in_memory(_):
+    return Split(np.zeros((TRAIN, SIZE, SIZE, 3), np.uint8), np.arange(TRAIN, dtype=np.int32))
+
+
+@pytest.mark.parametrize("kind", [lambda split: split, in_memory], ids=["encoded", "arrays"])
+def test_a_process_reads_its_own_part_of_every_batch(photos, monkeypatch, kind):
+    steps, split = 2 * PER_EPOCH + 1, kind(photos.train)
+    whole = pipeline.stream(split, **RUN, augment=FLIP)
+    monkeypatch.setattr(streaming.placing, "rows_of", lambda *_: slice(1, 3))
+    part = pipeline.stream(split, **RUN, augment=FLIP)
+    for step in range(steps):
+        expected = jax.tree.map(lambda leaf: leaf[1:3], whole.data_at(step))
+        chex.assert_trees_all_equal(part.data_at(step), expected)
+
+
+def test_batches_are_cut_over_devices_and_stay_the_same(photos):
+    many = Placement(mesh.data_mesh(jax.devices()[:4]))
+    cut = windows(photos.train, steps=3, placement=many)
+    chex.assert_trees_all_equal(jax.device_get(cut), jax.device_get(windows(photos.train, steps=3)))
+    assert {shard.data.shape[0] for shard in cut[0]["image"].addressable_shards} == {1}
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(photos):

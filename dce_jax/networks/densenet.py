@@ -186,7 +186,7 @@ class DenseNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-          float32[B, num_classes].
+          float32[B, num_classes]; float64 where ``dtype`` is.
 
         Raises:
           ValueError: images of another rank, or smaller than the strides together.
@@ -201,7 +201,7 @@ class DenseNet(nn.Module):
             x = new if unit.transition else jnp.concatenate([x, new], axis=-1)
         x = read(self, x, self.widths, end.reads, "norm", train=train, dtype=self.dtype)
         x = x.mean(axis=(1, 2))
-        return layers.head(self.num_classes, end.reads, dtype=self.dtype)(x).astype(jnp.float32)
+        return layers.logits(layers.head(self.num_classes, end.reads, dtype=self.dtype)(x))
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms that carry its reward: every norm that reads it.

@@ -113,6 +113,15 @@ def head(num_classes: int, before: Axis, *, dtype: jnp.dtype) -> nn.Dense:
     return nn.Dense(num_classes, dtype=dtype, kernel_init=kernel, name="head")
 
 
+def logits(x: jax.Array) -> jax.Array:
+    """What a network returns: at least float32, so that a loss never rounds to bfloat16.
+
+    Args:
+      x: float[B, num_classes].
+    """
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
 def halve(x: jax.Array) -> jax.Array:
     """Mean over 2x2 positions; an odd last row or column is left out.
 

@@ -142,7 +142,7 @@ class MobileNetV2(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-          float32[B, num_classes].
+          float32[B, num_classes]; float64 where ``dtype`` is.
 
         Raises:
           ValueError: images of another rank, or smaller than the strides together.
@@ -156,7 +156,7 @@ class MobileNetV2(nn.Module):
             x, before = block(x, train=train), place.after
         x = self._unit(gate(self, x, before), before, "last", "1", train)
         x = gate(self, x, "last").mean(axis=(1, 2))
-        return layers.head(self.num_classes, "last", dtype=self.dtype)(x).astype(jnp.float32)
+        return layers.logits(layers.head(self.num_classes, "last", dtype=self.dtype)(x))
 
     def _unit(
         self, x: jax.Array, before: str | None, group: str, index: str, train: bool

@@ -81,7 +81,7 @@ class PreactResNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-          float32[B, num_classes].
+          float32[B, num_classes]; float64 where ``dtype`` is.
 
         Raises:
           ValueError: images of another rank, or smaller than the strides together.
@@ -95,7 +95,7 @@ class PreactResNet(nn.Module):
             x, last = block(x, train=train), place.after
         x = nn.relu(layers.norm(last, name="norm", train=train, dtype=self.dtype)(x))
         x = gate(self, x, last).mean(axis=(1, 2))
-        return layers.head(self.num_classes, last, dtype=self.dtype)(x).astype(jnp.float32)
+        return layers.logits(layers.head(self.num_classes, last, dtype=self.dtype)(x))
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms that carry its reward: every norm that reads it."""

@@ -136,7 +136,7 @@ class ResNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-          float32[B, num_classes].
+          float32[B, num_classes]; float64 where ``dtype`` is.
 
         Raises:
           ValueError: images of another rank, or smaller than the strides together; an unknown
@@ -158,7 +158,7 @@ class ResNet(nn.Module):
             block = Block(self.widths, place, self.shortcut, dtype, name=place.name)
             x, last = block(x, train=train), place.after
         x = gate(self, x, last).mean(axis=(1, 2))
-        return layers.head(self.num_classes, last, dtype=dtype)(x).astype(jnp.float32)
+        return layers.logits(layers.head(self.num_classes, last, dtype=dtype)(x))
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms whose gradients carry the group's reward.

@@ -44,7 +44,7 @@ class VGG(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
 
         Returns:
-          float32[B, num_classes].
+          float32[B, num_classes]; float64 where ``dtype`` is.
 
         Raises:
           ValueError: images of another rank, or so small that the pools leave nothing.
@@ -60,7 +60,7 @@ class VGG(nn.Module):
             x = layers.max_of_four(x)
         x = x.mean(axis=(1, 2))
         x = layers.head(self.num_classes, before, dtype=self.dtype)(x)
-        return x.astype(jnp.float32)
+        return layers.logits(x)
 
     def _unit(
         self, x: jax.Array, before: str | None, group: str, index: int, train: bool
