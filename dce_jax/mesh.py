@@ -24,9 +24,11 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, the batch's.
 
     Args:
-      devices: in order; all devices of all processes by default.
+      devices: in order; by default all devices, those of one process side by side, so that a
+        process's part of a batch is in one piece.
     """
-    chosen = jax.devices() if devices is None else devices
+    order = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    chosen = order if devices is None else devices
     return Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 

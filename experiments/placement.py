@@ -59,7 +59,9 @@ def of(config: ConfigDict) -> Placement:
         )
     if count == 1:
         return Placement()
-    return Placement(meshes.data_mesh(jax.devices()[:count]), config.sharding == "sharded")
+    # A part of the devices is taken of a single process only.
+    devices = None if count == there else jax.devices()[:count]
+    return Placement(meshes.data_mesh(devices), config.sharding == "sharded")
 
 
 def put(placement: Placement, tree: PyTree) -> PyTree:

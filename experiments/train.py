@@ -133,9 +133,10 @@ def _finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dic
 
 def _finished(workdir: Path) -> dict[str, Any]:
     page = workdir / PAGE
-    if processes.first() and not page.exists():  # killed between the two
+    if not processes.first():
+        processes.wait_for(page)
+    elif not page.exists():  # killed between the two
         report.write(workdir)
-    processes.wait_for(page)
     return read_result(workdir / result.RESULT)
 
 

@@ -105,6 +105,14 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(run=run, images=images)
 
 
+def flags(patch: pytest.MonkeyPatch, settings: ConfigDict, workdir: Path | None) -> None:
+    """What the command line of `experiments.train` would say; one process."""
+    values = {"_CONFIG": settings, "_WORKDIR": workdir and str(workdir)}
+    values |= dict.fromkeys(("_COORDINATOR", "_PROCESSES", "_PROCESS"))
+    for name, value in values.items():
+        patch.setattr(train, name, SimpleNamespace(value=value))
+
+
 def chosen(workdir: Path) -> dict[str, list[int]]:
     """Channels of the full network that a run's compact model kept."""
     return json.loads((workdir / "compact" / "structure.json").read_text())["channels"]

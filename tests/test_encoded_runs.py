@@ -1,7 +1,6 @@
 """The main job on encoded images: trained, stopped, gone on with, held out, and what is broken."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,8 +147,7 @@ def test_a_broken_record_is_named_in_training_and_evaluation(tmp_path, kind, mes
 def test_a_broken_record_ends_a_run_with_one_line(lab, tmp_path, monkeypatch, capsys):
     settings = lab.settings()
     settings.data_dir = write(tmp_path, broken("cut"))
-    monkeypatch.setattr(train, "_CONFIG", SimpleNamespace(value=settings))
-    monkeypatch.setattr(train, "_WORKDIR", SimpleNamespace(value=str(tmp_path / "w")))
+    runs.flags(monkeypatch, settings, tmp_path / "w")
     assert train.main(["train"]) == 1
     said = capsys.readouterr().err
     assert "error: imagenet2012: record 3 of split 'train' (n00000003.JPEG) cannot be dec" in said

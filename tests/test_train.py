@@ -2,7 +2,6 @@
 
 import json
 import signal
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -325,8 +324,7 @@ def command(lab, monkeypatch, tmp_path):
 
     def call(workdir, **changes):
         settings = runs.settings(lab.images, **changes)
-        monkeypatch.setattr(train, "_CONFIG", SimpleNamespace(value=settings))
-        monkeypatch.setattr(train, "_WORKDIR", SimpleNamespace(value=workdir and str(workdir)))
+        runs.flags(monkeypatch, settings, workdir)
         return train.main(["train"])
 
     return call
