@@ -73,7 +73,9 @@ def source(one: Collective) -> str:
     """Where an array comes from: backward, forward, gather (of a sharded state) or other."""
     if is_gradient(one):
         return "backward"
-    if "sharding_constraint" in one.op or one.op.endswith("/gather"):
+    # Newer partitioners name what makes an argument whole after the argument, not an operation.
+    argument = one.kind == "all-gather" and not one.op.startswith("jit(")
+    if argument or "sharding_constraint" in one.op or one.op.endswith("/gather"):
         return "gather"
     return "forward" if "jvp(" in one.op else "other"
 
