@@ -17,6 +17,5 @@ def get_config() -> ConfigDict:
     settings.name = "cifar10_resnet20"
     settings.network = "resnet20-projection"
     settings.width = 0.5
-    settings.learning_rate = 0.1
     settings.weight_decay = 1e-4
     return settings

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     settings.network = "vgg-small"
     settings.epochs = 15
     settings.batch_size = 64
-    settings.learning_rate = 0.05
+    settings.learning_rate = 0.1
     settings.crop = 4
     settings.flip = True
     settings.block = 100
