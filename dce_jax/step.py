@@ -202,8 +202,34 @@ def plain(
     Returns:
       The state after the step, and metrics (float32[] ``loss`` and what the loss reports).
     """
-    loop, metrics, _ = _ordinary_step(tx, loss, batch_fn, loop, data, None)
+    loop, metrics, _ = ordinary(tx, loss, batch_fn, loop, data, None)
     return loop, metrics
+
+
+def ordinary(
+    tx: optax.GradientTransformation,
+    loss: LossFn,
+    batch_fn: Callable[[Any, Array, Array], PyTree],
+    loop: LoopState,
+    data: PyTree,
+    gate_shapes: PyTree | None,
+) -> tuple[LoopState, dict[str, Array], Evidence]:
+    """`plain`, with what the step's own gradients say of the channels.
+
+    Args:
+      tx: the optimizer.
+      loss: of the network at the widths of ``loop``.
+      batch_fn: makes the batch of ``data``.
+      loop: the network and its optimizer.
+      data: what ``batch_fn`` takes.
+      gate_shapes: `forward.gate_shapes` of the network, where gates are to be read.
+    """
+    batch = batch_fn(data, loop.step, _step_key(loop, _BATCH))
+    evidence, model_state, metrics = evidence_of(loss, loop, batch, gate_shapes)
+    updates, opt_state = tx.update(evidence.grads, loop.opt_state, loop.params)
+    params = optax.apply_updates(loop.params, updates)
+    after = LoopState(params, model_state, opt_state, loop.key, loop.step + 1)
+    return after, metrics, evidence
 
 
 def enter(pieces: Pieces, state: DceState) -> SlabState:
@@ -242,7 +268,7 @@ def cut(pieces: Pieces, state: DceState, selection: Selection) -> SlabState:
 def observe(pieces: Pieces, state: SlabState, data: PyTree) -> tuple[SlabState, dict[str, Array]]:
     """One ordinary step of the narrow network that adds up its channels' rewards."""
     gates = pieces.gate_shapes if pieces.signal.needs_gates else None
-    loop, metrics, evidence = _ordinary_step(
+    loop, metrics, evidence = ordinary(
         pieces.tx, pieces.loss, pieces.batch_fn, state.loop, data, gates
     )
     values = pieces.signal.value(evidence)
@@ -355,22 +381,6 @@ def repeat(
 
 def _step_key(loop: LoopState, purpose: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(loop.key, loop.step), purpose)
-
-
-def _ordinary_step(
-    tx: optax.GradientTransformation,
-    loss: LossFn,
-    batch_fn: Callable[[Any, Array, Array], PyTree],
-    loop: LoopState,
-    data: PyTree,
-    gate_shapes: PyTree | None,
-) -> tuple[LoopState, dict[str, Array], Evidence]:
-    batch = batch_fn(data, loop.step, _step_key(loop, _BATCH))
-    evidence, model_state, metrics = evidence_of(loss, loop, batch, gate_shapes)
-    updates, opt_state = tx.update(evidence.grads, loop.opt_state, loop.params)
-    params = optax.apply_updates(loop.params, updates)
-    after = LoopState(params, model_state, opt_state, loop.key, loop.step + 1)
-    return after, metrics, evidence
 
 
 def _by_group(gates: PyTree) -> dict[str, tuple[Array, ...]]:

@@ -4,6 +4,7 @@ Blocks end at steps fixed by the run's length, never by where a process started,
 run dispatches exactly what an uninterrupted one does.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dce_jax import bandit, step
+from dce_jax.pruning import Watched
 from dce_jax.step import DceState, LoopState, SlabState
 from dce_jax.types import Array, PyTree
 from experiments import placement as placing
-from experiments import plans, scoring
+from experiments import plans, rounds, scoring
 from experiments.programs import Programs, call
 from experiments.ranking import final_score
+from experiments.rounds import Pruning
 from experiments.setup import Run, initial_variables, model_state, train_key
 
-EXPLORE, COMMIT, TRAIN = "explore", "commit", "train"
+EXPLORE, PRUNE, COMMIT, TRAIN = "explore", "prune", "commit", "train"
 
 
 class Exploring(NamedTuple):
@@ -45,14 +48,15 @@ class Settled(NamedTuple):
     selection: dict[str, Array]
 
 
-Progress: TypeAlias = Exploring | Settled
+Progress: TypeAlias = Exploring | Settled | Pruning
 
 
 def phase_at(run: Run, done: int) -> str:
     """The phase of the step after ``done`` steps."""
     if run.config.method in ("dense", "scratch"):
         return TRAIN
-    return EXPLORE if done < run.commit_step else COMMIT
+    before = EXPLORE if run.pace is None else PRUNE
+    return before if done < run.commit_step else COMMIT
 
 
 def block_end(run: Run, done: int) -> int:
@@ -61,12 +65,15 @@ def block_end(run: Run, done: int) -> int:
     size = -(-run.config.block // every) * every
     begin = 0 if done < run.commit_step else run.commit_step
     end = run.commit_step if done < run.commit_step else run.steps
-    planning = [step for step in plans.steps(run) if step > done]
+    stops = (*plans.steps(run), *rounds.stops(run))
+    planning = sorted(step for step in stops if step > done)
     return min(end, *planning[:1], begin + ((done - begin) // size + 1) * size)
 
 
 def start(run: Run) -> Progress:
     """The state before the first step."""
+    if run.pace is not None:
+        return rounds.start(run)
     method = run.config.method
     module = run.thin if method == "scratch" else run.module
     variables = initial_variables(module, run.data, run.config)
@@ -83,6 +90,8 @@ def start(run: Run) -> Progress:
 
 def template(run: Run, phase: str) -> Progress:
     """Shapes of the state in a phase, to restore a checkpoint into."""
+    if run.pace is not None:
+        return rounds.template(run)
 
     def made() -> Progress:
         state = start(run)
@@ -119,6 +128,8 @@ def run_block(
     Returns:
       The state, and metrics of every step, stacked on the device.
     """
+    if isinstance(state, Pruning):
+        return _pruning(run, programs, state, done, end)
     if isinstance(state, Settled):
         plain = partial(step.plain, run.tx, run.loss, run.source.batch_fn)
         loop, metrics = _repeat(run, programs, "plain", plain, state.loop, done, end)
@@ -128,6 +139,20 @@ def run_block(
         dce, metrics = _repeat(run, programs, "fused", fused, state.dce, done, end)
         return Exploring(dce), metrics
     return _windows(run, programs, state, done, end)
+
+
+def _pruning(
+    run: Run, programs: Programs, state: Pruning, done: int, end: int
+) -> tuple[Pruning, dict[str, Array]]:
+    data_at = partial(rounds.data_at, run, state)
+    if rounds.watching(run, done):
+        seen = Watched(state.loop, state.sums, state.taken)
+        one = rounds.watched_step(run)
+        seen, metrics = _repeat(run, programs, "watch", one, seen, done, end, data_at)
+        return state._replace(loop=seen.loop, sums=seen.sums, taken=seen.taken), metrics
+    plain = partial(step.plain, run.tx, run.loss, rounds.batch_fn(run))
+    loop, metrics = _repeat(run, programs, "plain", plain, state.loop, done, end, data_at)
+    return state._replace(loop=loop), metrics
 
 
 def _windows(
@@ -154,19 +179,21 @@ def _repeat(
     programs: Programs,
     name: str,
     one: Any,
-    state: LoopState | DceState | SlabState,
+    state: LoopState | DceState | SlabState | Watched,
     done: int,
     end: int,
+    data_at: Callable[[int], PyTree] | None = None,
 ) -> tuple[Any, dict[str, Array]]:
     name = plans.label(run, name)
+    data_at = data_at or run.source.data_at
     if scans(run):
         many = step.repeat(one, end - done)
         return call(
-            programs, f"{name} x{end - done}", many, state, run.source.data_at(done), donate=True
+            programs, f"{name} x{end - done}", many, state, data_at(done), donate=True
         )
     found = []
     for index in range(done, end):
-        state, metrics = call(programs, name, one, state, run.source.data_at(index), donate=True)
+        state, metrics = call(programs, name, one, state, data_at(index), donate=True)
         found.append(metrics)
     return state, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
 

@@ -11,6 +11,7 @@ from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from dce_jax import cost, forward
 from dce_jax.budget import Budget
+from experiments import pruners
 from experiments.config import parse_widths
 
 
@@ -39,7 +40,7 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
       ValueError: see `dce_jax.budget`; or groups of which all channels would execute, so that
         the bandit could not tell them apart, and nothing else scores them.
     """
-    if config.method == "slimming":
+    if pruners.prunes(config):
         return budgets.full(target.full)
     if config.explore_keep is None:
         return target if config.grow == 1.0 else _seedling(config, target)
@@ -75,6 +76,8 @@ def allocation(config: ConfigDict) -> str:
     """How a config's budget was made: explicit, uniform, or global (learned)."""
     if config.method == "dense":
         return "uniform"
+    if pruners.prunes(config):
+        return pruners.of(config).allocation
     return "explicit" if config.widths else config.allocation
 
 

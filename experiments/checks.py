@@ -6,8 +6,9 @@ import math
 from ml_collections import ConfigDict
 
 from dce_jax import allocate, networks, scores, signals
+from experiments import pruners
 
-METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
+METHODS = ("dce", "dense", "scratch", "subset", "random", *pruners.METHODS)
 # What a training step gives away; every other signal is one of `dce_jax.signals`.
 SIGNALS = (
     "norm_taylor",
@@ -52,10 +53,13 @@ _SMALLEST = {
     "examples": 1,
     "image_size": 1,
     "steps": 1,
+    "rounds": 1,
+    "watch": 0,
 }
 _FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")
 _SHARES = {"commit": "steps", "warmup": "steps", "floor": "channels", "contest": "seats"}
-_NOT_NEGATIVE = ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity")
+_SHARES |= {"prune_dense": "time", "distill": "loss"}
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity", "penalty")
 
 
 def check(config: ConfigDict) -> None:
@@ -107,17 +111,44 @@ def _check_budget(config: ConfigDict) -> None:
             + ": use allocation=uniform, or --config.widths of a run that learned them"
         )
     for field in ("explore_keep", "scoring"):
-        if config[field] and config.method not in ("dce", "random"):
+        asked = config[field] and not (field == "scoring" and pruners.prunes(config))
+        if asked and config.method not in ("dce", "random"):
             raise ValueError(
                 f"{field} is {config[field]}, but method {config.method} has no bandit that "
                 "explores: it is for dce and random"
             )
     if config.grow < 1.0 and config.method in ("dce", "random"):
         _check_growth(config)
-    if config.method == "slimming" and not 0.0 < config.commit < 1.0:
+    if pruners.prunes(config):
+        _check_pruning(config)
+
+
+def _check_pruning(config: ConfigDict) -> None:
+    """Refuses what no loop of training, pruning and fine-tuning can do."""
+    if not 0.0 < config.prune_until < 1.0:
         raise ValueError(
-            f"commit is {config.commit}: slimming prunes after that share of its training MACs "
-            "and tunes what is left, so it must be above 0 and below 1"
+            f"prune_until is {config.prune_until}: {config.method} prunes until that share of its "
+            "training MACs and tunes what is left, so it must be above 0 and below 1"
+        )
+    if config.criterion is not None:
+        signals.check_name(config.criterion, also=SIGNALS)
+    if config.prune_allocation is not None:
+        _one_of("prune_allocation", config.prune_allocation, ("global", "uniform"))
+    if config.widths and config.prune_allocation:
+        raise ValueError(
+            f"prune_allocation is {config.prune_allocation}, but widths are given, which say what "
+            "every group keeps: leave one of the two out"
+        )
+    if config.per_cost and config.penalty:
+        raise ValueError(
+            f"per_cost ranks by saliency per cost, which needs no penalty, but penalty is "
+            f"{config.penalty}: leave one of the two out"
+        )
+    found = pruners.of(config)
+    if found.criterion not in pruners.FREE and not (found.watch or found.scoring):
+        raise ValueError(
+            f"watch is 0 and scoring is {config.scoring}: there is nothing to read the criterion "
+            f"{found.criterion!r} off; give one of the two, say scoring=10 batches"
         )
 
 

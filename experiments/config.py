@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from experiments import pruners
+
 _FREE = ("data_dir", "stop_after", "devices", "sharding")  # a run may go on with others of these
 
 
@@ -16,7 +18,7 @@ def defaults() -> ConfigDict:
     """Every field of the main job; configs begin with these values."""
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
-    config.method = "dce"  # dce | dense | scratch | subset | random | slimming
+    config.method = "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
     config.dtype = "float32"  # compute type: float32 | bfloat16
@@ -33,7 +35,7 @@ def defaults() -> ConfigDict:
     config.target = "macs"  # global: the cost that stays the same: macs | params
     config.plans = 3  # global: how often the budget is learned, the last time at the commit
     config.scale = "mean"  # global: how layers compare: by their max | l2 | mean | none
-    config.per_cost = False  # global: value a channel per MAC that it costs
+    config.per_cost = False  # global: value a channel per MAC that it costs (fisher: without beta)
     config.floor = 0.1  # global: no group gets less than this share of its channels
     config.multiple_of = 1
     config.min_channels = 1
@@ -41,8 +43,17 @@ def defaults() -> ConfigDict:
     config.commit = 0.03  # share of the steps after which the selection is fixed; 1 = never
     config.grow = 1.0  # share of the final channels that executes until the commit; 1: all
     config.explore_keep = config_dict.placeholder(float)  # or: fraction of all that executes
-    config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
-    config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
+    config.scoring = 0  # batches that score the network for a plan; 0: bandit's means, method's own
+    config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales until the last channels go
+    # Pruning methods; what is left out is the method's own (`experiments.pruners`).
+    config.prune_until = 0.5  # share of the training MACs after which the last channels go
+    config.prune_dense = 0.5  # share of that after which the first ones go
+    config.rounds = config_dict.placeholder(int)  # how often channels go
+    config.criterion = config_dict.placeholder(str)  # signal that says what a channel is worth
+    config.prune_allocation = config_dict.placeholder(str)  # global | uniform
+    config.penalty = config_dict.placeholder(float)  # on a channel per share of dense cost it saves
+    config.watch = config_dict.placeholder(int)  # steps before a round that average the criterion
+    config.distill = 0.0  # share of the loss that compares with the dense network's outputs
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
     config.quiet = False  # whether consumers start to read a newcomer from zero
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
@@ -89,7 +100,7 @@ def command(config: ConfigDict) -> str:
     path = Path(__file__).parent / "configs" / f"{config.name}.py"
     shipped = path.is_file() and path.stem != "__init__"
     base = runpy.run_path(str(path))["get_config"]() if shipped else defaults()
-    words = ["python -m experiments.train"]
+    words = [f"python -m experiments.{'prune' if pruners.prunes(config) else 'train'}"]
     if shipped:
         words.append(f"--config experiments/configs/{path.name}")
     if config.data_dir is not None:

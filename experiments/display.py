@@ -40,6 +40,10 @@ class Display(NamedTuple):
         self.bar.update(self.task, completed=completed)
         self.live.update(Group(self.bar, Text(facts)))
 
+    def expect(self, total: int) -> None:
+        """Sets what the bar counts up to, where a run learns its length on the way."""
+        self.bar.update(self.task, total=total)
+
     def update(self, line: dict[str, Any]) -> None:
         """Shows a block's metrics."""
         explored = line["explored"]

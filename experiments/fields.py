@@ -1,5 +1,7 @@
 """Which fields of a config a run reads: what it never reads cannot set two runs apart."""
 
+from experiments import pruners
+
 SELECTING = ("random", "dce")
 """Methods that choose channels while they train."""
 SELECTING_ONLY = frozenset(
@@ -10,20 +12,24 @@ SELECTING_ONLY = frozenset(
     }
 )
 _LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
-# Slimming selects once.
-_SLIMMING = frozenset(
+_PRUNING_ONLY = frozenset(
     {
-        *("commit", "commit_step", "select_every", "sparsity", "allocation"),
-        *("rate_over", "restart"),
+        *("prune_until", "prune_dense", "rounds", "criterion", "prune_allocation", "penalty"),
+        *("watch", "distill"),
     }
 )
+_PRUNING = _PRUNING_ONLY | {"allocation", "scoring", "rate_over", "restart"}
 
 
 def idle_fields(method: str, allocation: str) -> frozenset[str]:
     """Fields of a config that a run never reads, whatever their values."""
     learning: frozenset[str] = frozenset() if allocation == "global" else _LEARNING_ONLY
     if method in SELECTING:
-        return learning | {"sparsity"}
-    if method == "slimming":
-        return (learning | SELECTING_ONLY) - (_SLIMMING | {"target", "floor"} - learning)
-    return SELECTING_ONLY | _SLIMMING
+        return learning | _PRUNING_ONLY | {"sparsity"}
+    if method in pruners.METHODS:
+        ranking: frozenset[str] = frozenset()
+        if allocation == "global":
+            ranking = frozenset({"per_cost", "target", "floor"})
+        slimming = frozenset() if method == "slimming" else frozenset({"sparsity"})
+        return (SELECTING_ONLY - _PRUNING - ranking) | slimming
+    return SELECTING_ONLY | _PRUNING_ONLY | {"sparsity"}

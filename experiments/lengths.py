@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -11,6 +11,29 @@ from dce_jax.types import Array
 
 Clock: TypeAlias = Callable[[Any], Array]
 """Count of steps -> float32[], how far the run is, counted in steps after the commit."""
+
+
+class Length(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+      steps: of the whole run.
+      commit_step: step after which its channels are fixed.
+      ends: steps after which a pruning run's rounds come, the last one at the commit.
+      clock: how far the run is by its training MACs, or None: by its steps.
+    """
+
+    steps: int
+    commit_step: int
+    ends: tuple[int, ...]
+    clock: Clock | None
+
+
+def length(config: ConfigDict, examples: int, cost_ratio: float) -> Length:
+    """`lengths` of a run that explores, or trains one network, and its clock."""
+    steps, commit_step = lengths(config, examples, cost_ratio)
+    clock = macs_clock(commit_step, cost_ratio) if config.rate_over == "macs" else None
+    return Length(steps, commit_step, (), clock)
 
 
 def lengths(config: ConfigDict, examples: int, cost_ratio: float = 1.0) -> tuple[int, int]:

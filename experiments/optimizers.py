@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dce_jax import idle
 from dce_jax.types import Array, PyTree
-from experiments.lengths import Clock
+from experiments.lengths import Clock, Length
 
 NAMES = ("sgd", "adamw", "lion")
 
@@ -38,6 +38,14 @@ def schedule(config: ConfigDict, steps: int, clock: Clock | None = None) -> Rate
         decay_steps=max(2, whole),
     )
     return lambda count: curve(clock(count))
+
+
+def over(config: ConfigDict, length: Length) -> Rate:
+    """The rate of a run of some length, over steps or training MACs, started anew or not."""
+    rate = schedule(config, length.steps, length.clock)
+    if config.restart:
+        return restarted(config, rate, length.steps, length.commit_step)
+    return rate
 
 
 def restarted(config: ConfigDict, before: Rate, steps: int, at: int) -> Rate:

@@ -13,8 +13,10 @@ from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget, from_widths
 from dce_jax.types import Rewards
 from experiments import placement as placing
+from experiments import rounds
 from experiments.budgeting import forward_macs, macs_of, params_of
 from experiments.checks import SCALES
+from experiments.fields import SELECTING
 from experiments.ranking import make_signal
 from experiments.setup import Run
 
@@ -27,19 +29,19 @@ def steps(run: Run) -> tuple[int, ...]:
     Fixed by the config, so that a resumed run plans where an uninterrupted one does. A run that
     never commits does not plan at its end, where nothing would train the planned network.
     """
+    if run.pace is not None:
+        return run.ends
     if not _plans(run):
         return ()
     every = run.config.select_every
-    # Slimming prunes once; where a bandit explores, a learned budget steers what it sees.
-    once = run.config.allocation == "uniform" or run.config.method == "slimming"
-    count = 1 if once else run.config.plans
+    count = 1 if run.config.allocation == "uniform" else run.config.plans
     ends = {round(run.commit_step * (i + 1) / count / every) * every for i in range(count)}
     ends.add(run.commit_step)
     return tuple(sorted(end for end in ends if 0 < end <= run.commit_step and end < run.steps))
 
 
 def _plans(run: Run) -> bool:
-    if run.config.method not in ("dce", "random", "slimming"):
+    if run.config.method not in SELECTING:
         return False
     wider = run.config.explore_keep is not None or run.config.grow < 1.0
     return run.config.allocation == "global" or wider or scored(run)
@@ -47,7 +49,7 @@ def _plans(run: Run) -> bool:
 
 def scored(run: Run) -> bool:
     """Whether plans and the final channels rest on the whole network, not on the bandit's means."""
-    return run.config.method == "slimming" or run.config.scoring > 0
+    return run.config.scoring > 0
 
 
 def groups(run: Run) -> tuple[str, ...]:
@@ -80,9 +82,7 @@ def learned(run: Run, saliencies: Rewards, at: int) -> Budget:
     if settings.allocation == "uniform":
         return limit
     count, full = cost_of(run), run.budget.full
-    # Slimming compares the scales of all layers as they are (Liu et al. 2017, section 3).
-    scale = "none" if settings.method == "slimming" else settings.scale
-    scaled = SCALES[scale]({g: np.asarray(v) for g, v in saliencies.items()})
+    scaled = SCALES[settings.scale]({g: np.asarray(v) for g, v in saliencies.items()})
     if settings.per_cost:
         scaled = allocate.per_cost(scaled, full, count)
     return allocate.budget(
@@ -118,6 +118,9 @@ def store(run: Run) -> list[dict[str, Any]]:
 
 def recall(run: Run, stored: list[dict[str, Any]]) -> Run:
     """The run with the budgets that a checkpoint names."""
+    if run.pace is not None:
+        full = run.budget.full
+        return rounds.at(run, [(p["step"], from_widths(full, p["widths"])) for p in stored])
     for plan in stored[len(run.plans) :]:
         run = planned(run, from_widths(run.budget.full, plan["widths"]), plan["step"])
     return run
@@ -125,6 +128,9 @@ def recall(run: Run, stored: list[dict[str, Any]]) -> Run:
 
 def label(run: Run, name: str) -> str:
     """A program's name: each different budget has programs of its own, compiled once."""
+    if run.pace is not None:  # its loss and rate change with every round, too
+        place = len(run.plans) - 1
+        return f"{name}, budget {place + 1}" if place else name
     different = list(dict.fromkeys(budget for _, budget in run.plans))
     place = different.index(run.budget)
     return f"{name}, budget {place + 1}" if place else name

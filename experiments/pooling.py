@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import config, fields
+from experiments import config, fields, pruners
 from experiments.summary import Result
 
-METHODS = ("dense", "slimming", "scratch", "subset", "random", "dce")
+METHODS = ("dense", *pruners.METHODS, "scratch", "subset", "random", "dce")
 # Fields that name a run or a place and do not change what is trained, or that have columns.
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
 
@@ -21,7 +21,9 @@ def _asked(result: Result) -> float:
 
 def _settings(result: Result) -> dict[str, Any]:
     """Everything that two runs of one table row must share, beside the row's own four columns."""
-    own = {key: result[key] for key in ("allocation", "select_every", "commit_step", "steps")}
+    own = {key: result[key] for key in ("allocation", "select_every")}
+    if result["method"] not in pruners.METHODS:  # theirs follow from what each seed's channels cost
+        own |= {key: result[key] for key in ("commit_step", "steps")}
     # Results of an earlier version lack later fields, and ran with what is their default.
     known = {**config.plain(config.defaults()), **result["config"]}
     settings = known | own | {"device": result["device"]}

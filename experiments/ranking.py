@@ -4,15 +4,19 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from dce_jax import channels as maps
-from dce_jax import saliency, scores, signals
+from dce_jax import cost, forward, saliency, scores, signals, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
-from dce_jax.types import ScoreFn, Signal
+from dce_jax.step import LoopState
+from dce_jax.types import Array, Evidence, PyTree, Rewards, ScoreFn, Signal
+from experiments import pruners
 from experiments.checks import FINAL, SIGNALS
 
 
@@ -41,6 +45,41 @@ def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budg
     if name in ("weight_l1", "weight_l2"):
         return getattr(saliency, name)(maps.producers(channels))
     return getattr(saliency, name)()
+
+
+def scored_macs(signal: Signal, module: nn.Module, example: Any, batch_size: int) -> int:
+    """MACs that a signal takes on one batch: forward and backward, its own passes, or none.
+
+    Args:
+      signal: of the network at the widths of ``module``.
+      module: the network.
+      example: inputs, for their shape and dtype.
+      batch_size: B.
+
+    Raises:
+      ValueError: whatever the network lacks for the signal; nothing is computed.
+    """
+    images = jax.ShapeDtypeStruct((batch_size, *example.shape[1:]), example.dtype)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    variables = nn.unbox(forward.shapes(module, images))
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    gates = forward.gate_shapes(module, images) if signal.needs_gates else None
+    loss = forward.classification_loss(module)
+
+    def value(params: PyTree, state: PyTree, images: Array, labels: Array) -> Rewards:
+        batch = {"image": images, "label": labels}
+        if signal.own_pass:
+            return signal.value(Evidence(params, {}, {}, state, batch))
+        loop = LoopState(params, state, None, jax.random.key(0), jnp.zeros((), jnp.int32))
+        return signal.value(step.evidence_of(loss, loop, batch, gates)[0])
+
+    given = (variables["params"], state, images, labels)
+    saliency.check_cover(signal, jax.eval_shape(value, *given), tuple(maps.module_widths(module)))
+    if signal.name in pruners.FREE:
+        return 0
+    if signal.own_pass:
+        return cost.macs(value, *given)
+    return 3 * cost.macs(lambda v, x: module.apply(v, x), variables, images)
 
 
 def make_score(config: ConfigDict, commit_step: int) -> ScoreFn:

@@ -21,6 +21,7 @@ from experiments import (
     machine,
     plans,
     redundancy,
+    rounds,
     scoring,
 )
 from experiments.blocks import Exploring, Progress
@@ -57,6 +58,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     result = {
         **_identity(run),
         "plans": plans.store(run),
+        "rounds": rounds.records(run) if run.pace else [],
         "test_accuracy": evaluate.accuracy(trained, final, run.data),
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
@@ -135,7 +137,8 @@ def _costs(run: Run) -> dict[str, Any]:
         # Backward costs twice forward; recalibration is one more forward pass.
         "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
         + scoring.macs(run, macs_full)
-        + scoring.reward_macs(run),
+        + scoring.reward_macs(run)
+        + rounds.extra_macs(run),
         # Of the steps that the config names: a run that explores wide takes fewer, for its MACs.
         "train_macs_dense": (3 * nominal + recalibrated) * batch * macs_full,
     }
@@ -144,8 +147,9 @@ def _costs(run: Run) -> dict[str, Any]:
 def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
     lines = read_lines(workdir / "metrics.jsonl")
     steady = [line for line in lines if line["steps"] >= _STEADY and line.get("compile_s") == 0.0]
-    explore = [x["ms_per_step"] for x in steady if x["phase"] == blocks.EXPLORE]
-    plain = [x["ms_per_step"] for x in steady if x["phase"] != blocks.EXPLORE]
+    early = (blocks.EXPLORE, blocks.PRUNE)
+    explore = [x["ms_per_step"] for x in steady if x["phase"] in early]
+    plain = [x["ms_per_step"] for x in steady if x["phase"] not in early]
     peaks = [facts.peak_bytes for facts in programs.facts.values() if facts.peak_bytes is not None]
     return {
         "step_ms_median": {"explore": _median(explore), "commit": _median(plain)},

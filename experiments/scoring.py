@@ -1,6 +1,7 @@
 """Saliencies of a whole network at the moment of a plan, unscaled."""
 
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward, saliency, step
+from dce_jax import forward, saliency, step
 from dce_jax.budget import Budget
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
@@ -16,16 +17,15 @@ from experiments import evaluate
 from experiments import placement as placing
 from experiments.fields import SELECTING
 from experiments.programs import Programs, call
-from experiments.ranking import make_signal
-from experiments.setup import Run, augmentation, model_state
+from experiments.ranking import make_signal, scored_macs
+from experiments.setup import Run, augmentation
 
 
 def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
     """What every channel is worth while all of them execute; nothing is updated.
 
     Args:
-      run: its ``signal`` is read, as a mean over ``scoring`` batches of the first training
-        images; slimming reads the norms' scales off the parameters.
+      run: its ``signal`` is read, as a mean over ``scoring`` batches.
       programs: where the compiled program is kept.
       loop: the full-width network.
 
@@ -34,45 +34,73 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
       smallest value of all groups is 0.
     """
     full = budgets.full(run.budget.full)
-    if run.config.method == "slimming":
-        signal = make_signal("norm_scale", run.module, run.channels, full)
-        return placing.local(run.placement, signal.value(Evidence(loop.params, {}, {})))
     signal = make_signal(run.config.signal, run.module, run.channels, full)
-    score = partial(_batch_saliencies, run, signal)
-    batches = evaluate.training_batches(
-        run.data,
-        augment=augmentation(run.config),
-        examples=run.config.scoring * run.config.batch_size,
-        batch_size=run.config.batch_size,
-    )
-    cut = partial(placing.cut, run.placement)
-    found = [call(programs, "score", score, loop, cut(batch)) for batch in batches]
-    means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
-    means = placing.local(run.placement, means)
+    asked = Asked("score", signal, run.module, run.config.scoring)
+    means = averaged(run, programs, loop, asked)
     return saliency.from_zero(means) if signal.signed else means
 
 
-def _batch_saliencies(
-    run: Run, signal: Signal, loop: LoopState, batch: dict[str, Array]
-) -> Rewards:
+class Asked(NamedTuple):
+    """What a network is asked.
+
+    Attributes:
+      name: of the program.
+      signal: what a channel is worth, at the widths of ``module``.
+      module: the network.
+      batches: how many of the first training images.
+    """
+
+    name: str
+    signal: Signal
+    module: nn.Module
+    batches: int
+
+
+def averaged(run: Run, programs: Programs, loop: LoopState, asked: Asked) -> Rewards:
+    """A signal's mean over the first training images; nothing is updated.
+
+    Args:
+      run: its data and placement.
+      programs: where the compiled program is kept.
+      loop: the network that is asked.
+      asked: signal and network.
+
+    Returns:
+      Group -> float[C], on the signal's own scale.
+    """
+    batches = evaluate.training_batches(
+        run.data,
+        augment=augmentation(run.config),
+        examples=asked.batches * run.config.batch_size,
+        batch_size=run.config.batch_size,
+    )
+    score, cut = partial(_batch_saliencies, run, asked), partial(placing.cut, run.placement)
+    found = [call(programs, asked.name, score, loop, cut(batch)) for batch in batches]
+    means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
+    return placing.local(run.placement, means)
+
+
+def _batch_saliencies(run: Run, asked: Asked, loop: LoopState, batch: dict[str, Array]) -> Rewards:
+    signal = asked.signal
     if signal.own_pass:
         key = jax.random.fold_in(loop.key, loop.step)
         return signal.value(Evidence(loop.params, {}, {}, loop.model_state, batch, key))
-    loss = placing.loss(run.placement, forward.classification_loss(run.module))
-    evidence, _, _ = step.evidence_of(loss, loop, batch, _gates(run, signal))
+    loss = placing.loss(run.placement, forward.classification_loss(asked.module))
+    evidence, _, _ = step.evidence_of(loss, loop, batch, gates(run, asked.module, signal))
     return signal.value(evidence)
 
 
-def _gates(run: Run, signal: Signal) -> PyTree:
+def gates(run: Run, module: nn.Module, signal: Signal) -> PyTree:
+    """Shapes of the gates that a signal reads, or None."""
     if not signal.needs_gates:
         return None
     example = jax.ShapeDtypeStruct((2, *run.data.image_shape), jnp.float32)
-    return forward.gate_shapes(run.module, example)
+    return forward.gate_shapes(module, example)
 
 
 def macs(run: Run, macs_full: int) -> int:
     """MACs that scoring took at full width, at every plan: forward and backward, or its own."""
-    if run.config.method == "slimming":
+    if run.config.method not in SELECTING:
         return 0
     batches = (len(run.plans) - 1) * run.config.scoring
     own = own_macs(run, budgets.full(run.budget.full)) if batches else 0
@@ -96,15 +124,6 @@ def own_macs(run: Run, budget: Budget) -> int:
     signal = make_signal(run.config.signal, run.module, run.channels, budget)
     if not signal.own_pass:
         return 0
-    size = run.config.batch_size
-    images = jax.ShapeDtypeStruct((size, *run.data.image_shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
     thin = maps.with_widths(run.module, budget.compact)
-    variables = nn.unbox(forward.shapes(thin, images))
-    state = model_state(variables)
-
-    def value(params: PyTree, state: PyTree, images: Array, labels: Array) -> Rewards:
-        batch = {"image": images, "label": labels}
-        return signal.value(Evidence(params, {}, {}, state, batch))
-
-    return cost.macs(value, variables["params"], state, images, labels)
+    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
+    return scored_macs(signal, thin, example, run.config.batch_size)

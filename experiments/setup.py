@@ -1,6 +1,6 @@
 """From a config to everything a run needs, checked before the first step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,16 @@ import optax
 from ml_collections import ConfigDict
 
 from dce_jax import channels as maps
+from dce_jax import budget as budgets
 from dce_jax import forward, networks, probe, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
+from dce_jax.pruning import costs, distilled
 from dce_jax.types import Array, LossFn, PyTree
-from experiments import budgeting, lengths, optimizers, ranking, slimming
+from experiments import budgeting, lengths, optimizers, pacing, pruners, ranking, slimming
 from experiments import placement as placing
 from experiments.dataset import DataSet
+from experiments.pacing import Pace
 from experiments.pipeline import Augment, Source, make_source
 from experiments.placement import Placement
 
@@ -38,9 +41,11 @@ class Run(NamedTuple):
       pieces: of the dynamic step.
       steps: length of the run.
       commit_step: step after which only the narrow network's ordinary step is left.
+      ends: steps after which a pruning run's channels go, the last one at ``commit_step``.
       plans: (first step, budget) of every budget so far; the last one is ``budget``.
       shapes: of the full-width collections, unboxed; a run holds no full-width arrays itself.
       placement: where its arrays lie.
+      pace: of a pruning run, else None.
     """
 
     config: ConfigDict
@@ -57,9 +62,11 @@ class Run(NamedTuple):
     pieces: step.Pieces
     steps: int
     commit_step: int
+    ends: tuple[int, ...]
     plans: tuple[tuple[int, Budget], ...]
     shapes: PyTree
     placement: Placement
+    pace: Pace | None
 
 
 def build(config: ConfigDict, data: DataSet) -> Run:
@@ -82,33 +89,36 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     channels = probe.channel_map(module, example)
     target = budgeting.make_budget(config, module, example)
     budget = budgeting.exploring(config, target)
-    cost_ratio = budgeting.ratio(budgeting.macs_of(module, example), budget, target)
-    steps, commit_step = lengths.lengths(config, data.train.num_images, cost_ratio)
     placement = placing.of(config)
-    source = open_source(config, data, steps, start_step=0, placement=placement)
     thin = maps.with_widths(module, budget.compact)
+    pace = _pace(config, channels, target, module, example) if pruners.prunes(config) else None
+    if pace is None:
+        count = budgeting.macs_of(module, example)
+        length = lengths.length(
+            config, data.train.num_images, budgeting.ratio(count, budget, target)
+        )
+    else:
+        length = pacing.length(pace, config, data.train.num_images, [budget.compact])
+    source = open_source(config, data, length.steps, start_step=0, placement=placement)
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
-    clock = lengths.macs_clock(commit_step, cost_ratio) if config.rate_over == "macs" else None
-    rate = optimizers.schedule(config, steps, clock)
-    if config.restart:
-        rate = optimizers.restarted(config, rate, steps, commit_step)
+    rate = optimizers.over(config, length)
     tx = optimizers.build(config, rate)
-    loss = placing.loss(placement, forward.classification_loss(thin))
+    loss = placing.loss(placement, loss_of(config, thin, 0, pace))
     pieces = step.pieces(
         channels,
         budget,
         params=shapes["params"],
         model_state=model_state(shapes),
         tx=tx,
-        loss=slimming.penalised(loss, module, config.sparsity)
-        if config.method == "slimming"
-        else loss,
-        signal=ranking.make_signal(config.signal, module, channels, budget),
+        loss=loss,
+        signal=ranking.make_signal(
+            pace.pruner.criterion if pace else config.signal, module, channels, budget
+        ),
         gate_shapes=forward.gate_shapes(thin, example),
-        score=ranking.make_score(config, commit_step),
+        score=ranking.make_score(config, length.commit_step),
         discount=config.discount,
         batch_fn=source.batch_fn,
-        catch_up=optimizers.idle_rule(config, rate, steps, shapes["params"]),
+        catch_up=optimizers.idle_rule(config, rate, length.steps, shapes["params"]),
         quiet=config.quiet,
     )
     return Run(
@@ -122,16 +132,49 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         target=target,
         tx=tx,
         rate=rate,
-        loss=placing.loss(placement, forward.classification_loss(module))
-        if config.method == "dense"
-        else loss,
+        loss=loss,
         pieces=pieces,
-        steps=steps,
-        commit_step=commit_step,
+        steps=length.steps,
+        commit_step=length.commit_step,
+        ends=length.ends,
         plans=((0, budget),),
         shapes=shapes,
         placement=placement,
+        pace=pace,
     )
+
+
+def _pace(
+    config: ConfigDict, channels: ChannelMap, target: Budget, module: nn.Module, example: Any
+) -> Pace:
+    """How a pruning run is paced, its criterion tried on shapes."""
+    full = budgets.full(target.full)
+    pruner = pruners.of(config)
+    criterion = ranking.make_signal(pruner.criterion, module, channels, full)
+    macs = costs.macs(module, channels, example)
+    scored = ranking.scored_macs(criterion, module, example, config.batch_size)
+    if pruner.watch and not criterion.own_pass:
+        scored = 0  # the steps that are watched give it away
+    per_pass = scored / (config.batch_size * costs.total(macs, full.compact))
+    return pacing.build(config, macs, costs.parameters(channels), target, per_pass)
+
+
+def loss_of(config: ConfigDict, thin: nn.Module, stage: int, pace: Pace | None) -> LossFn:
+    """What a network trains on.
+
+    Args:
+      config: of the run.
+      thin: the network as it trains.
+      stage: rounds of pruning so far.
+      pace: of a pruning run, else None.
+    """
+    if pace is None:
+        return forward.classification_loss(thin)
+    teaching = config.distill and stage
+    loss = distilled(thin, config.distill) if teaching else forward.classification_loss(thin)
+    if config.method == "slimming" and stage < pace.pruner.rounds:
+        return slimming.penalised(loss, thin, config.sparsity)
+    return loss
 
 
 def open_source(

@@ -39,6 +39,7 @@ from experiments import (
     processes,
     report,
     result,
+    rounds,
     session,
     setup,
 )
@@ -47,6 +48,7 @@ from experiments.blocks import Exploring, Progress
 from experiments.display import progress
 from experiments.programs import Programs
 from experiments.records import read_result
+from experiments.rounds import Pruning
 from experiments.session import TrainingError
 from experiments.setup import Run
 from experiments.summary import print_result
@@ -101,6 +103,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     ):
         run, state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
+        display.expect(run.steps)
         while done < run.steps:
             end = blocks.block_end(run, done)
             state, line = timed_block(run, programs, state, done, end)
@@ -110,6 +113,10 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             begin, done = done, end
             if isinstance(state, Exploring) and done in plans.steps(run):
                 run, state = blocks.replan(run, programs, state, done)
+            if isinstance(state, Pruning) and done in run.ends:
+                run, state = rounds.prune(run, programs, state, done)
+                display.expect(run.steps)
+                display.say(rounds.line(run))
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
@@ -195,11 +202,16 @@ def default_workdir(settings: ConfigDict) -> Path:
     return Path("runs") / f"{settings.name}-{settings.method}-seed{settings.seed}"
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; an unknown config field or file is an error, not a traceback."""
+def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
+    """Parses the flags; an unknown config field or file is an error, not a traceback.
+
+    Args:
+      argv: program and arguments.
+      default: config file where none is given.
+    """
     program, *words = argv
     if not any(word.lstrip("-").split("=")[0] == "config" for word in words):
-        words.insert(0, f"--config={_DIGITS}")
+        words.insert(0, f"--config={default}")
     try:
         rest = app.parse_flags_with_usage([program, *words])
         _ = _CONFIG.value.method  # a file that cannot be read fails here

@@ -1,0 +1,13 @@
+"""Taylor pruning (Molchanov et al. 2017) of the bundled digits' network, on a CPU."""
+
+from ml_collections import ConfigDict
+
+from experiments import config
+
+
+def get_config() -> ConfigDict:
+    settings = config.defaults()
+    settings.name = "prune_taylor"
+    settings.method = "taylor"
+    settings.rate_over = "macs"
+    return settings

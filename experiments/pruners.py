@@ -1,0 +1,71 @@
+"""Pruning methods: what each of them does in the loop that all of them share."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from dce_jax.pruning import Order
+
+
+class Pruner(NamedTuple):
+    """Settings of a pruning method; a config may give others.
+
+    Attributes:
+      criterion: signal that says what a channel is worth.
+      allocation: ``global``: all groups are ranked together; ``uniform``: each keeps its share.
+      rounds: how often channels go.
+      scoring: batches on which a round scores the network as it is by then.
+      watch: or: training steps before a round over which the signal is averaged.
+      penalty: what a channel's saliency falls by, per share of the dense network's cost that goes
+        with it.
+      per_cost: whether saliencies are divided by that cost instead.
+    """
+
+    criterion: str
+    allocation: str
+    rounds: int
+    scoring: int = 0
+    watch: int = 0
+    penalty: float = 0.0
+    per_cost: bool = False
+
+
+FREE = ("weight_l1", "weight_l2", "norm_scale")
+"""Criteria that are read off the parameters alone."""
+
+METHODS: dict[str, Pruner] = {
+    # Molchanov et al. 2017. Their penalty is 1e-3 per MFLOP that a filter costs on VGG-16, whose
+    # 30.96 GFLOP are the whole: per share of the whole it is 31, and then fits any network.
+    "taylor": Pruner("molchanov_taylor", "global", rounds=5, scoring=10, penalty=31.0),
+    # Theis et al. 2018. What their beta counts cost in is not known, so its value is ours.
+    "fisher": Pruner("fisher", "global", rounds=5, watch=50, penalty=0.1),
+    # Li et al. 2017: each layer loses a share of its filters, once.
+    "l1": Pruner("weight_l1", "uniform", rounds=1),
+    # Liu et al. 2017: one threshold for the scales of all layers.
+    "slimming": Pruner("norm_scale", "global", rounds=1),
+}
+
+
+def prunes(config: ConfigDict) -> bool:
+    """Whether a config's method prunes while it trains."""
+    return config.method in METHODS
+
+
+def of(config: ConfigDict) -> Pruner:
+    """The method of a config, with what the config sets otherwise."""
+    own = METHODS[config.method]
+    fields = {
+        "criterion": config.criterion,
+        "allocation": "explicit" if config.widths else config.prune_allocation,
+        "rounds": config.rounds,
+        "scoring": config.scoring or None,
+        "watch": config.watch,
+        "penalty": config.penalty,
+        "per_cost": config.per_cost or None,
+    }
+    own = own._replace(**{name: value for name, value in fields.items() if value is not None})
+    if own.criterion in FREE:
+        return own._replace(scoring=0, watch=0)
+    # Batches of their own where a config asks for them, and where a method that watches nothing
+    # is given a signal.
+    return own._replace(watch=0) if config.scoring else own
