@@ -188,9 +188,7 @@ def _repeat(
     data_at = data_at or run.source.data_at
     if scans(run):
         many = step.repeat(one, end - done)
-        return call(
-            programs, f"{name} x{end - done}", many, state, data_at(done), donate=True
-        )
+        return call(programs, f"{name} x{end - done}", many, state, data_at(done), donate=True)
     found = []
     for index in range(done, end):
         state, metrics = call(programs, name, one, state, data_at(index), donate=True)

@@ -59,7 +59,15 @@ _SMALLEST = {
 _FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")
 _SHARES = {"commit": "steps", "warmup": "steps", "floor": "channels", "contest": "seats"}
 _SHARES |= {"prune_dense": "time", "distill": "loss"}
-_NOT_NEGATIVE = ("learning_rate", "weight_decay", "alpha", "alpha_end", "width", "sparsity", "penalty")
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "weight_decay",
+    "alpha",
+    "alpha_end",
+    "width",
+    "sparsity",
+    "penalty",
+)
 
 
 def check(config: ConfigDict) -> None:

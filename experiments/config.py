@@ -18,7 +18,9 @@ def defaults() -> ConfigDict:
     """Every field of the main job; configs begin with these values."""
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
-    config.method = "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming
+    config.method = (
+        "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming
+    )
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
     config.dtype = "float32"  # compute type: float32 | bfloat16
@@ -51,7 +53,7 @@ def defaults() -> ConfigDict:
     config.rounds = config_dict.placeholder(int)  # how often channels go
     config.criterion = config_dict.placeholder(str)  # signal that says what a channel is worth
     config.prune_allocation = config_dict.placeholder(str)  # global | uniform
-    config.penalty = config_dict.placeholder(float)  # on a channel per share of dense cost it saves
+    config.penalty = config_dict.placeholder(float)  # on what a channel costs
     config.watch = config_dict.placeholder(int)  # steps before a round that average the criterion
     config.distill = 0.0  # share of the loss that compares with the dense network's outputs
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all

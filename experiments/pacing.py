@@ -57,7 +57,9 @@ class Timetable(NamedTuple):
     spent: tuple[float, ...]
 
 
-def build(config: ConfigDict, macs: Costs, parameters: Costs, target: Budget, scored: float) -> Pace:
+def build(
+    config: ConfigDict, macs: Costs, parameters: Costs, target: Budget, scored: float
+) -> Pace:
     """Checks what a config asks of a pruning run against its network.
 
     Args:
@@ -82,9 +84,7 @@ def build(config: ConfigDict, macs: Costs, parameters: Costs, target: Budget, sc
     pace = Pace(pruner, macs, counted, target, floor.compact, scored)
     if pruner.allocation == "global":
         aim = goal(pace, pruner.rounds)
-        check_target(
-            counted, full, target=aim, least=pace.least, multiple_of=config.multiple_of
-        )
+        check_target(counted, full, target=aim, least=pace.least, multiple_of=config.multiple_of)
     return pace
 
 
@@ -105,14 +105,14 @@ def widths_after(pace: Pace, config: ConfigDict, done: int) -> dict[str, int]:
 
 
 def order(pace: Pace) -> Order:
-    """Which channel goes first; a penalty is per share of the dense network's cost."""
-    whole = costs.total(pace.counted, pace.target.full)
-    return Order(pace.pruner.penalty / whole, pace.pruner.per_cost)
+    """Which channel goes first; a penalty is for the cost that the method counts in."""
+    full = pace.target.full
+    channels = sum(full.values()) if pace.pruner.unit == "channel" else 1
+    whole = costs.total(pace.counted, full)
+    return Order(pace.pruner.penalty * channels / whole, pace.pruner.per_cost)
 
 
-def timetable(
-    pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widths]
-) -> Timetable:
+def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widths]) -> Timetable:
     """Places the rounds.
 
     Args:
@@ -124,7 +124,7 @@ def timetable(
     Raises:
       ValueError: nothing is left to fine-tune with, before the run began.
     """
-    macs = [costs.total(pace.macs, widths) for widths in known]
+    macs: list[float] = [costs.total(pace.macs, widths) for widths in known]
     macs += [_foretold(pace, config, n) for n in range(len(known), pace.pruner.rounds + 1)]
     budget = nominal * STEP * costs.total(pace.macs, pace.target.compact)
     ends, spent, done, points = [], 0.0, 0, []

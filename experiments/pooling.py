@@ -98,6 +98,8 @@ def unlike(
     selecting = all(runs[0]["method"] in fields.SELECTING for runs in (first, second))
     # The name is that of a config file, not a setting.
     passed = {"name"} if selecting else {"name", *fields.SELECTING_ONLY}
+    if any(runs[0]["method"] in pruners.METHODS for runs in (first, second)):
+        passed.add("steps")
     names = sorted(
         name
         for name in (one.keys() & other.keys()) - passed

@@ -29,6 +29,7 @@ from experiments.budgeting import allocation, forward_macs, macs_of
 from experiments.placement import Placement
 from experiments.programs import Programs
 from experiments.records import read_lines
+from experiments.rounds import Pruning
 from experiments.setup import Run, augmentation
 
 MODEL, RESULT, LAYERS = "compact", "result.json", "layers.json"
@@ -90,7 +91,7 @@ def _recalibrated(run: Run, module: Any, variables: PyTree) -> PyTree:
     return compact.recalibrate(module, variables, inputs)
 
 
-def _selection(run: Run, state: blocks.Settled) -> dict[str, np.ndarray]:
+def _selection(run: Run, state: blocks.Settled | Pruning) -> dict[str, np.ndarray]:
     if run.config.method == "scratch":
         # Cut out of nothing: its channels are its own.
         return {g: np.arange(k, dtype=np.int32) for g, k in run.budget.compact.items()}

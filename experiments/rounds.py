@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dce_jax import channels as maps
@@ -134,11 +133,10 @@ def prune(run: Run, programs: Programs, state: Pruning, done: int) -> tuple[Run,
         teacher = {"params": state.loop.params, **state.loop.model_state}
     before = run.budget.compact
 
-    def cut(loop: LoopState, selection: Selection, kept: Selection) -> tuple[LoopState, Selection]:
+    def cut(loop: LoopState, selection: Selection, kept: Any) -> tuple[LoopState, Selection]:
         return pruning.shrink(loop, names, kept, before), pruning.compose(selection, kept)
 
-    chosen = {group: jnp.asarray(each) for group, each in kept.items()}
-    loop, selection = jax.jit(cut)(state.loop, state.selection, chosen)
+    loop, selection = jax.jit(cut)(state.loop, state.selection, dict(kept))
     shrunk = _unseen(after, loop, selection, teacher)
     return after, placing.put(run.placement, shrunk)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dce_jax import channels as maps
 from dce_jax import budget as budgets
+from dce_jax import channels as maps
 from dce_jax import forward, networks, probe, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap

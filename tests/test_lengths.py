@@ -12,7 +12,7 @@ DRAWN = st.fixed_dictionaries(
         "steps": st.integers(1, 5000),
         "commit": st.floats(0.0, 1.0),
         "select_every": st.integers(1, 50),
-        "method": st.sampled_from(("dce", "slimming")),
+        "method": st.sampled_from(("dce", "random")),
     }
 )
 

@@ -98,18 +98,6 @@ def test_until_the_commit_a_plan_costs_what_exploring_does(lab):
     assert narrow <= count(run.target.compact) < wide <= count(run.budget.compact)
 
 
-def test_slimming_compares_scales_of_layers_as_they_are(lab):
-    run = built(lab, method="slimming", commit=0.5, scale="mean")
-    scales = {"conv0": np.full(4, 0.1), "conv1": np.full(6, 1.0)}
-    share = plans.cost_of(run)(run.target.compact) / plans.cost_of(run)(run.target.full)
-    options = {"floor": run.config.floor}
-    found = plans.learned(run, scales, run.commit_step)
-    expected = allocate.budget(run.target.full, scales, share, plans.cost_of(run), **options)
-    assert found == expected
-    other = allocate.by_mean(scales)
-    assert found != allocate.budget(run.target.full, other, share, plans.cost_of(run), **options)
-
-
 def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
     found, workdir = lab.run(**GLOBAL)
     assert [plan["step"] for plan in found["plans"]] == [0, 6, 12]

@@ -87,7 +87,7 @@ def total(costs: Costs, widths: Widths) -> int:
       costs: the table.
       widths: group -> channels, of every group.
     """
-    return int(np.sum(costs.each_T * np.prod(_sizes_TX(costs, _counts(costs, widths)), axis=1)))
+    return int(np.sum(costs.each_T * np.prod(_sizes(costs, _counts(costs, widths)), axis=1)))
 
 
 def savings(costs: Costs, widths: Widths, fewer: Widths) -> Counts:
@@ -101,7 +101,7 @@ def savings(costs: Costs, widths: Widths, fewer: Widths) -> Counts:
     Returns:
       int64[G], in the order of ``costs.groups``; neighbours' input slices included.
     """
-    sizes_TX = _sizes_TX(costs, _counts(costs, widths))
+    sizes_TX = _sizes(costs, _counts(costs, widths))
     before_T = np.prod(sizes_TX, axis=1)
     less_TXG = costs.times_TXG * _counts(costs, fewer)
     after_TG = np.prod(sizes_TX[:, :, None] - less_TXG, axis=1)
@@ -113,7 +113,7 @@ def _counts(costs: Costs, widths: Widths) -> Counts:
     return np.array([widths[group] for group in costs.groups], np.int64)
 
 
-def _sizes_TX(costs: Costs, widths_G: Counts) -> Counts:
+def _sizes(costs: Costs, widths_G: Counts) -> Counts:
     found: Counts = costs.times_TXG @ widths_G + costs.fixed_TX
     return found
 

@@ -1,4 +1,4 @@
-"""Making a network physically smaller: parameters, moments and statistics, and who is still there."""
+"""Making a network physically smaller: parameters, moments, statistics, and who is still there."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,10 @@ from dce_jax import slab
 from dce_jax.channels import ChannelMap
 from dce_jax.moments import optimizer_names
 from dce_jax.step import LoopState
-from dce_jax.types import PyTree, Selection, Widths
+from dce_jax.types import Array, PyTree, Selection, Widths
+
+Kept = Mapping[str, Array | npt.NDArray[np.int32]]
+"""Channel group -> int32[K], sorted positions among the channels that are there."""
 
 
 class Names(NamedTuple):
@@ -48,7 +51,7 @@ def names(
     return Names(of_params, of_state, optimizer_names(tx, params, of_params))
 
 
-def shrink(loop: LoopState, names: Names, kept: Selection, widths: Widths) -> LoopState:
+def shrink(loop: LoopState, names: Names, kept: Kept, widths: Widths) -> LoopState:
     """The same training run with fewer channels; what stays keeps its bits, moments included.
 
     Args:
@@ -58,10 +61,11 @@ def shrink(loop: LoopState, names: Names, kept: Selection, widths: Widths) -> Lo
         stay whole.
       widths: group -> channels that are there.
     """
+    chosen = {group: jnp.asarray(each, jnp.int32) for group, each in kept.items()}
     return loop._replace(
-        params=slab.gather(loop.params, names.params, kept, widths),
-        model_state=slab.gather(loop.model_state, names.model_state, kept, widths),
-        opt_state=slab.gather(loop.opt_state, names.opt_state, kept, widths),
+        params=slab.gather(loop.params, names.params, chosen, widths),
+        model_state=slab.gather(loop.model_state, names.model_state, chosen, widths),
+        opt_state=slab.gather(loop.opt_state, names.opt_state, chosen, widths),
     )
 
 
@@ -70,7 +74,7 @@ def whole(widths: Widths) -> Selection:
     return {group: jnp.arange(width, dtype=jnp.int32) for group, width in widths.items()}
 
 
-def compose(selection: Selection, kept: Mapping[str, npt.NDArray[np.int32]]) -> Selection:
+def compose(selection: Selection, kept: Kept) -> Selection:
     """Original indices of the channels that stay.
 
     Args:

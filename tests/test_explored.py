@@ -1,4 +1,4 @@
-"""Runs that start wide, score the whole network, or prune a dense one."""
+"""Runs that start wide, or score the whole network."""
 
 import itertools
 
@@ -9,11 +9,10 @@ import pytest
 import runs
 
 from dce_jax import bandit, budget, forward, step
-from experiments import blocks, data, plans, ranking, scoring, setup, slimming, train
+from experiments import blocks, data, plans, ranking, scoring, setup, train
 from experiments.programs import Programs
 
 WIDE = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4}
-SLIM = {**WIDE, "method": "slimming", "sparsity": 0.01}
 SCORED = {**WIDE, "explore_keep": 0.7, "scoring": 2, "allocation": "global", "plans": 2}
 
 
@@ -54,7 +53,7 @@ def test_a_wide_exploration_narrows_at_the_commit_and_costs_no_more(lab):
         np.testing.assert_allclose(np.sort(np.take(means, chosen[group]))[::-1], best)
 
 
-@pytest.mark.parametrize("changes", [SLIM, SCORED, {**SCORED, "explore_keep": 1.0}], ids=str)
+@pytest.mark.parametrize("changes", [SCORED, {**SCORED, "explore_keep": 1.0}], ids=str)
 @pytest.mark.parametrize("stop", [3, 6, 9])
 def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes, stop):
     _, workdir = lab.run(**changes)
@@ -157,55 +156,9 @@ def test_an_appraised_bandit_ranks_by_the_scores_alone():
     assert found.selections == state.selections
 
 
-# --- slimming
-
-
-def test_slimming_trains_dense_with_a_penalty_then_keeps_the_largest_scales(lab):
-    found, workdir = lab.run(**SLIM, allocation="global")
-    assert [plan["widths"] for plan in found["plans"]] == [runs.FULL, found["widths"]]
-    assert found["macs_compact"] <= runs.macs(runs.HALF) and found["allocation"] == "global"
-    one_step = 3 * 8 * runs.macs(runs.HALF)
-    assert spent(found) <= 20 * one_step + one_step
-    run = built(lab, **SLIM, allocation="global")
-    state = blocks.start(run)
-    loss = slimming.penalised(forward.classification_loss(run.module), run.module, 0.01)
-    loop = state.dce.loop
-    for index in range(run.commit_step):  # ordinary steps of the dense network
-        loop, _ = jax.jit(step.plain, static_argnums=(0, 1, 2))(
-            run.tx, loss, run.source.batch_fn, loop, run.source.data_at(index)
-        )
-    scales = {f"conv{i}": np.abs(loop.params[f"norm{i}"]["scale"]) for i in (0, 1)}
-    ranked = sorted(np.concatenate(list(scales.values())))[::-1]
-    least = ranked[sum(found["widths"].values()) - 1]
-    for group, chosen in runs.chosen(workdir).items():
-        kept = found["widths"][group]
-        assert sorted(np.argsort(-scales[group])[:kept]) == sorted(chosen)
-        if kept > 1:  # no floor held it up
-            assert scales[group][chosen].min() >= least - 1e-6
-
-
-def test_the_penalty_is_the_sum_of_absolute_scales(lab):
-    run = built(lab, **SLIM)
-    state = blocks.start(run).dce.loop
-    batch = {"image": jnp.ones((2, 4, 4, 1)), "label": jnp.zeros(2, jnp.int32)}
-    given = (state.params, state.model_state, {}, batch, jax.random.key(0))
-    plain, _ = forward.classification_loss(run.module)(*given)
-    total, _ = slimming.penalised(forward.classification_loss(run.module), run.module, 0.5)(*given)
-    assert total - plain == pytest.approx(0.5 * (4 + 6))  # all scales begin at 1
-    while_dense, _ = run.pieces.loss(*given)
-    assert while_dense - plain == pytest.approx(0.01 * (4 + 6), rel=1e-4)
-
-
-def test_a_network_without_norms_cannot_be_slimmed():
-    with pytest.raises(ValueError, match="slimming prunes by the scales of norms, but object"):
-        slimming.penalised(None, object(), 0.1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "slimming", "commit": 1.0}, "commit is 1.0: slimming prunes after that share"),
-        ({"method": "slimming", "commit": 0.0}, "commit is 0.0: slimming"),
         ({"method": "subset", "scoring": 1}, "scoring is 1, but method subset has no bandit"),
         ({"method": "slimming", "explore_keep": 0.7}, "explore_keep is 0.7, but method slimming"),
         ({"explore_keep": 1.5}, "explore_keep is 1.5: it must be above 0 and at most 1"),

@@ -1,0 +1,13 @@
+"""Network slimming (Liu et al. 2017) of the bundled digits' network, on a CPU."""
+
+from ml_collections import ConfigDict
+
+from experiments import config
+
+
+def get_config() -> ConfigDict:
+    settings = config.defaults()
+    settings.name = "prune_slimming"
+    settings.method = "slimming"
+    settings.rate_over = "macs"
+    return settings

@@ -1,0 +1,348 @@
+"""The pruning job: rounds at equal training MACs, exact resume, one program per width."""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from dce_jax import compact, forward, pruning, step
+from dce_jax.networks import VGG
+from experiments import blocks, data, evaluate, pacing, pruners, rounds, setup, slimming, train
+from experiments.programs import Programs
+
+BASE = {"steps": 60, "block": 4, "rounds": 2, "keep": 0.5, "floor": 0.0, "rate_over": "macs"}
+TAYLOR = {**BASE, "method": "taylor", "scoring": 2}
+FISHER = {**BASE, "method": "fisher", "watch": 5, "distill": 0.5}
+L1 = {**BASE, "method": "l1"}
+SLIM = {**BASE, "method": "slimming", "rounds": 1, "sparsity": 0.01}
+ALL = {"taylor": TAYLOR, "fisher": FISHER, "l1": L1, "slimming": SLIM}
+PARAMETERS = {**TAYLOR, "target": "params", "multiple_of": 2, "criterion": "l2_norm"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
+        yield opened
+
+
+def built(lab, **changes):
+    config = runs.settings(lab.images, **changes)
+    return setup.build(config, data.load(config.dataset, data_dir=None))
+
+
+def stages(found):
+    """(steps, widths) of every stage of a run."""
+    ends = [*(plan["step"] for plan in found["plans"][1:]), found["steps"]]
+    return [
+        (end - plan["step"], plan["widths"]) for end, plan in zip(ends, found["plans"], strict=True)
+    ]
+
+
+def step_macs(found):
+    return sum(3 * 8 * steps * runs.macs(widths) for steps, widths in stages(found))
+
+
+# --- what a run is
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_training_costs_what_scratch_costs_and_the_model_meets_the_target(lab, method):
+    found, workdir = lab.run(**ALL[method])
+    count = ALL[method]["rounds"]
+    assert (found["method"], len(found["rounds"]), len(found["plans"])) == (
+        method,
+        count,
+        1 + count,
+    )
+    assert found["plans"][0]["widths"] == runs.FULL
+    assert found["macs_compact"] == runs.macs(found["widths"]) <= runs.macs(runs.HALF)
+    # One channel more would have been too many, or the widths are those of scratch.
+    if method == "l1":
+        assert (found["allocation"], found["widths"]) == ("uniform", runs.HALF)
+    else:
+        assert found["allocation"] == "global"
+        assert found["macs_compact"] > runs.macs(runs.HALF) - 16 * 9 - 4 * 9 * 6 - 1
+    budget = 60 * 3 * 8 * runs.macs(runs.HALF)
+    spent = found["train_macs"] - 16 * found["macs_compact"]  # recalibration is nobody's training
+    last = 3 * 8 * runs.macs(found["widths"]) + (
+        8 * runs.macs(runs.FULL) if "distill" in ALL[method] else 0
+    )
+    assert abs(spent - budget) <= last / 2 + 1
+    for (before, after), record in zip(
+        itertools.pairwise(found["plans"]), found["rounds"], strict=True
+    ):
+        removed = {g: w - after["widths"][g] for g, w in before["widths"].items()}
+        assert record == {
+            "step": after["step"],
+            "removed": removed,
+            "macs": runs.macs(after["widths"]),
+        }
+    _, model = compact.load(workdir / "compact", VGG)
+    assert {g: len(s) for g, s in model.selection.items()} == found["widths"]
+    assert all(len(set(s)) == len(s) and max(s) < runs.FULL[g] for g, s in model.selection.items())
+
+
+def test_every_extra_pass_is_counted(lab):
+    found, _ = lab.run(**FISHER)
+    taught = found["steps"] - found["plans"][1]["step"]
+    teacher = taught * 8 * runs.macs(runs.FULL)  # one forward pass of the dense network a step
+    assert found["train_macs"] == step_macs(found) + teacher + 16 * found["macs_compact"]
+    found, _ = lab.run(**TAYLOR)
+    extra = found["train_macs"] - step_macs(found) - 16 * found["macs_compact"]
+    passes = 2 * 8 * sum(runs.macs(plan["widths"]) for plan in found["plans"][:-1])
+    assert 2 * passes < extra < 3.01 * passes  # forward, and backward but for the first layer
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_each_width_is_one_program_and_each_scoring_another(lab, method):
+    found, _ = lab.run(**ALL[method])
+    stage_names = ["", *(f", budget {i + 2}" for i in range(ALL[method]["rounds"]))]
+    expected = {f"plain{name}" for name in stage_names}
+    if method == "taylor":
+        expected |= {"score, budget 1", "score, budget 2"}
+    if method == "fisher":  # of the first width, steps far from a round are not watched
+        expected |= {f"watch{name}" for name in stage_names[:-1]}
+        lengths = [steps for steps, _ in stages(found)]
+        expected -= {f"plain{stage_names[i]}" for i in (0, 1) if lengths[i] <= 5}
+    assert found["compilations"] == dict.fromkeys(sorted(expected), 1)
+
+
+@pytest.mark.parametrize("changes", [*ALL.values(), PARAMETERS], ids=str)
+def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes):
+    found, workdir = lab.run(**changes)
+    first = found["plans"][1]["step"]
+    for number, stop in enumerate((first - 1, first, first + 1)):
+        config = runs.settings(lab.images, **changes, stop_after=stop)
+        assert train.train(config, tmp_path / str(number)) is None
+        assert train.train(config, tmp_path / str(number)) is not None
+        runs.same_end(workdir, tmp_path / str(number))
+
+
+def test_a_run_killed_between_checkpoints_or_in_a_round_loses_nothing(lab, tmp_path, monkeypatch):
+    found, workdir = lab.run(**FISHER)
+    config = runs.settings(lab.images, **FISHER)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    for number, (module, name) in enumerate(
+        ((rounds, "prune"), (train.session, "save"), (train.result, "finish"))
+    ):
+        place = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, die)
+            with pytest.raises(Killed):
+                train.train(config, place)
+        assert not (place / "result.json").exists()
+        assert train.train(config, place)["steps"] == found["steps"]
+        runs.same_end(workdir, place)
+
+
+# --- what a round does
+
+
+def advance(run, state, until):
+    done, programs = 0, Programs()
+    while done < until:
+        end = blocks.block_end(run, done)
+        state, _ = blocks.run_block(run, programs, state, done, end)
+        done = end
+    return state
+
+
+def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
+    run = built(lab, **TAYLOR, penalty=0.02)
+    state = advance(run, blocks.start(run), run.ends[0])
+    signal = rounds.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
+    total = {}
+    for batch in evaluate.training_batches(
+        run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+    ):
+        evidence, _, _ = step.evidence_of(
+            forward.classification_loss(run.module), state.loop, batch, None
+        )
+        for group, values in signal.value(evidence).items():
+            total[group] = total.get(group, 0) + np.asarray(values, np.float64) / 2
+    full = runs.macs(runs.FULL)
+    target = full * (runs.macs(runs.HALF) / full) ** 0.5
+    unit = full / 10  # of an average channel
+    expected = pruning.greedy(
+        total,
+        run.pace.macs,
+        target=target,
+        least={"conv0": 1, "conv1": 1},
+        order=pruning.Order(penalty=0.02 / unit),
+    )
+    after, small = rounds.prune(run, Programs(), state, run.ends[0])
+    for group, kept in expected.items():
+        np.testing.assert_array_equal(small.selection[group], kept)
+    assert after.budget.compact == {g: len(k) for g, k in expected.items()}
+    kernel = np.asarray(state.loop.params["conv1"]["kernel"])
+    cut = kernel[:, :, expected["conv0"]][..., expected["conv1"]]
+    np.testing.assert_array_equal(small.loop.params["conv1"]["kernel"], cut)
+    assert cut.shape != kernel.shape
+
+
+def test_fisher_watches_the_last_steps_before_a_round(lab):
+    run = built(lab, **FISHER)
+    watched = [done for done in range(run.ends[-1] + 3) if rounds.watching(run, done)]
+    assert watched == sorted({e - i for e in run.ends for i in range(1, 6) if e - i >= 0})
+    state = advance(run, blocks.start(run), run.ends[0])
+    assert int(state.taken) == 5 and all(np.any(s > 0) for s in state.sums.values())
+    after, small = rounds.prune(run, Programs(), state, run.ends[0])
+    assert int(small.taken) == 0 and not any(np.any(s > 0) for s in small.sums.values())
+    # The teacher is the network as it was.
+    for name, leaf in small.teacher["params"]["conv1"].items():
+        np.testing.assert_array_equal(leaf, state.loop.params["conv1"][name])
+    batch = rounds.batch_fn(after)(
+        rounds.data_at(after, small, run.ends[0]), jnp.int32(0), jax.random.key(0)
+    )
+    assert batch[pruning.distill.TEACHER].shape == (8, 3)
+
+
+def test_slimming_trains_dense_with_a_penalty_then_keeps_the_largest_scales(lab):
+    found, workdir = lab.run(**SLIM)
+    run = built(lab, **SLIM)
+    loss = slimming.penalised(forward.classification_loss(run.module), run.module, 0.01)
+    loop = blocks.start(run).loop
+    plain = jax.jit(functools.partial(step.plain, run.tx, loss, run.source.batch_fn))
+    for index in range(run.commit_step):  # ordinary steps of the dense network
+        loop, _ = plain(loop, run.source.data_at(index))
+    scales = {f"conv{i}": np.abs(loop.params[f"norm{i}"]["scale"]) for i in (0, 1)}
+    least = np.sort(np.concatenate(list(scales.values())))[::-1][sum(found["widths"].values()) - 1]
+    for group, chosen in runs.chosen(workdir).items():
+        kept = found["widths"][group]
+        assert sorted(np.argsort(-scales[group])[:kept]) == sorted(chosen)
+        if kept > 1:  # no floor held it up
+            assert scales[group][chosen].min() >= least - 1e-6
+
+
+def test_the_penalty_is_the_sum_of_absolute_scales_until_the_last_round(lab):
+    run = built(lab, **SLIM)
+    state = blocks.start(run).loop
+    batch = {"image": jnp.ones((2, 4, 4, 1)), "label": jnp.zeros(2, jnp.int32)}
+    given = (state.params, state.model_state, {}, batch, jax.random.key(0))
+    plain, _ = forward.classification_loss(run.module)(*given)
+    assert float(run.loss(*given)[0] - plain) == pytest.approx(0.01 * (4 + 6), rel=1e-4)
+    pruned = rounds.at(run, [*run.plans, (run.ends[0], run.budget)])
+    assert float(pruned.loss(*given)[0]) == float(plain)
+    with pytest.raises(ValueError, match="slimming prunes by the scales of norms, but object"):
+        slimming.penalised(None, object(), 0.1)
+
+
+# --- pacing
+
+
+def test_rounds_lie_where_their_shares_of_the_macs_are_spent(lab):
+    run = built(lab, **{**L1, "rounds": 3, "steps": 600}, prune_until=0.6, prune_dense=0.5)
+    table = pacing.timetable(run.pace, run.config, 600, [runs.FULL])
+    budget, spent, begin = 600 * runs.macs(runs.HALF), 0, 0
+    widths = [runs.FULL, *(pacing.widths_after(run.pace, run.config, n) for n in (1, 2, 3))]
+    assert widths[-1] == runs.HALF
+    for end, each, share in zip(table.ends, widths, (0.3, 0.45, 0.6), strict=False):
+        spent += (end - begin) * runs.macs(each)
+        assert abs(spent - share * budget) <= runs.macs(each) / 2
+        begin = end
+    assert (
+        abs(spent + (table.steps - begin) * runs.macs(runs.HALF) - budget)
+        <= runs.macs(runs.HALF) / 2
+    )
+    ticking = pacing.clock(table)
+    assert float(ticking(table.steps)) == pytest.approx(600, abs=1)
+    assert float(ticking(table.ends[-1])) == pytest.approx(0.6 * 600, abs=3)
+
+
+def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
+    run = built(lab, **TAYLOR)
+    cheap = {"conv0": 1, "conv1": 2}
+    after = rounds.at(
+        run,
+        [
+            *run.plans,
+            (
+                run.ends[0],
+                run.target.__class__(tuple((g, c, cheap[g]) for g, c in runs.FULL.items())),
+            ),
+        ],
+    )
+    assert after.ends[0] == run.ends[0] and after.steps > run.steps
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "slimming", "prune_until": 1.0}, "prune_until is 1.0: slimming prunes until"),
+        ({"prune_until": 0.0}, "prune_until is 0.0: taylor"),
+        ({"prune_dense": 1.5}, "prune_dense is 1.5: it is a share of the time, 0 to 1"),
+        ({"rounds": 0}, "rounds is 0: it must be at least 1"),
+        ({"penalty": -1.0}, "penalty is -1.0: it must not be negative"),
+        ({"distill": 2.0}, "distill is 2.0: it is a share of the loss"),
+        ({"criterion": "molchanov"}, "unknown signal 'molchanov'; did you mean 'molchanov_taylor'"),
+        ({"prune_allocation": "globl"}, "unknown prune_allocation 'globl'; did you mean 'global'"),
+        ({"widths": "conv0=2", "prune_allocation": "global"}, "but widths are given"),
+        ({"per_cost": True, "penalty": 0.1}, "per_cost ranks by saliency per cost"),
+        ({"method": "fisher", "watch": 0}, "watch is 0 and scoring is 0: there is nothing"),
+        ({"floor": 0.9}, "is below the floor: with at least"),
+        ({"min_channels": 4}, "is below the floor: with at least"),
+        ({"steps": 3}, "3 steps' worth of training MACs are spent after"),
+        ({"explore_keep": 0.5}, "explore_keep is 0.5, but method taylor has no bandit"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused(lab, changes, message):
+    with pytest.raises(ValueError, match=message):
+        lab.run(**(TAYLOR | changes))
+
+
+def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab, monkeypatch):
+    for name, message in (
+        ("norm_scale", "declares none in reward_norms"),
+        ("norm_taylor", "declares none in reward_norms"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.delattr(VGG, "reward_norms")
+            with pytest.raises(ValueError, match=message):
+                built(lab, **TAYLOR | {"criterion": name})
+
+
+def test_every_method_is_runnable_and_has_a_config():
+    from experiments import checks, prune
+    from experiments.configs import prune_fisher, prune_l1, prune_slimming, prune_taylor
+
+    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming]
+    assert [m.get_config().method for m in shipped] == list(pruners.METHODS)
+    for module in shipped:
+        config = module.get_config()
+        assert config.name == module.__name__.rsplit(".", 1)[1]
+        checks.check(config)
+    assert prune.CONFIG.is_file()
+
+
+def test_the_command_line_refuses_a_method_that_prunes_nothing(lab, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from experiments import prune
+
+    config = runs.settings(lab.images)
+    monkeypatch.setattr(prune, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config)))
+    assert prune.main(["prune"]) == 2
+    assert "method 'dce' prunes nothing" in capsys.readouterr().err
+
+
+def test_results_say_how_they_were_made(lab):
+    found, workdir = lab.run(**TAYLOR)
+    assert found["command"].startswith("python -m experiments.prune ")
+    assert json.loads((workdir / "config.json").read_text())["method"] == "taylor"
+    phases = [line["phase"] for line in runs.lines(workdir / "metrics.jsonl")]
+    assert list(dict.fromkeys(phases)) == ["prune", "commit"]
