@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dce_jax import channels as maps
@@ -18,7 +19,7 @@ from experiments import optimizers, pacing, pruners, scoring
 from experiments import placement as placing
 from experiments.pacing import Pace
 from experiments.programs import Programs
-from experiments.ranking import make_signal
+from experiments.ranking import make_signal, scored_macs
 from experiments.setup import (
     Run,
     initial_variables,
@@ -96,7 +97,7 @@ def watching(run: Run, done: int) -> bool:
 
 def watched_step(run: Run) -> Any:
     """`pruning.watch` of a run at its present budget: ``(watched, data) -> (watched, metrics)``."""
-    signal = _criterion(run)
+    signal = _criterion(run, run.budget)
     gates = scoring.gates(run, run.thin, signal)
     return partial(pruning.watch, run.tx, run.loss, batch_fn(run), signal, gates)
 
@@ -199,29 +200,39 @@ def extra_macs(run: Run) -> int:
     """MACs that a pruning run takes beside its steps: scoring, watching, and its teacher."""
     if run.pace is None:
         return 0
-    pace, size, total = run.pace, run.config.batch_size, 0.0
+    pace, size, total = run.pace, run.config.batch_size, 0
     for stage, end in enumerate(run.ends):
         begin, budget = run.plans[stage]
         watched = min(pace.pruner.watch, end - begin)
         passes = watched or pace.pruner.scoring
-        total += passes * pace.scored * size * pruning.costs.total(pace.macs, budget.compact)
+        total += passes * _pass_macs(run, budget)
     if run.config.distill:
         taught = run.steps - run.ends[0]
         total += taught * size * pruning.costs.total(pace.macs, run.budget.full)
-    return round(total)
+    return total
+
+
+def _pass_macs(run: Run, budget: Budget) -> int:
+    """MACs that reading the criterion off one batch took at a budget."""
+    signal = _criterion(run, budget)
+    if pace_of(run).pruner.watch and not signal.own_pass:
+        return 0
+    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
+    thin = maps.with_widths(run.module, budget.compact)
+    return scored_macs(signal, thin, example, run.config.batch_size)
 
 
 def _teaching(run: Run) -> bool:
     return bool(run.config.distill) and len(run.plans) > 1
 
 
-def _criterion(run: Run) -> Signal:
-    return make_signal(pace_of(run).pruner.criterion, run.module, run.channels, run.budget)
+def _criterion(run: Run, budget: Budget) -> Signal:
+    return make_signal(pace_of(run).pruner.criterion, run.module, run.channels, budget)
 
 
 def _saliencies(run: Run, programs: Programs, state: Pruning) -> dict[str, np.ndarray]:
     """What each of the channels that are there is worth, on the host."""
-    pruner, signal = pace_of(run).pruner, _criterion(run)
+    pruner, signal = pace_of(run).pruner, _criterion(run, run.budget)
     found: Rewards
     if pruner.criterion in pruners.FREE:
         found = placing.local(run.placement, signal.value(Evidence(state.loop.params, {}, {})))

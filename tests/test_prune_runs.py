@@ -12,16 +12,28 @@ import runs
 
 from dce_jax import compact, forward, pruning, step
 from dce_jax.networks import VGG
-from experiments import blocks, data, evaluate, pacing, pruners, rounds, setup, slimming, train
+from dce_jax.types import Evidence
+from experiments import (
+    blocks,
+    data,
+    evaluate,
+    pacing,
+    pruners,
+    ranking,
+    rounds,
+    setup,
+    slimming,
+    train,
+)
 from experiments.programs import Programs
 
-BASE = {"steps": 60, "block": 4, "rounds": 2, "keep": 0.5, "floor": 0.0, "rate_over": "macs"}
+BASE = {"steps": 40, "block": 4, "rounds": 2, "keep": 0.5, "floor": 0.0, "rate_over": "macs"}
 TAYLOR = {**BASE, "method": "taylor", "scoring": 2}
-FISHER = {**BASE, "method": "fisher", "watch": 5, "distill": 0.5}
+FISHER = {**BASE, "method": "fisher", "watch": 3, "distill": 0.5}
 L1 = {**BASE, "method": "l1"}
 SLIM = {**BASE, "method": "slimming", "rounds": 1, "sparsity": 0.01}
 ALL = {"taylor": TAYLOR, "fisher": FISHER, "l1": L1, "slimming": SLIM}
-PARAMETERS = {**TAYLOR, "target": "params", "multiple_of": 2, "criterion": "l2_norm"}
+PARAMETERS = {**L1, "prune_allocation": "global", "target": "params", "multiple_of": 2}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +79,7 @@ def test_training_costs_what_scratch_costs_and_the_model_meets_the_target(lab, m
     else:
         assert found["allocation"] == "global"
         assert found["macs_compact"] > runs.macs(runs.HALF) - 16 * 9 - 4 * 9 * 6 - 1
-    budget = 60 * 3 * 8 * runs.macs(runs.HALF)
+    budget = 40 * 3 * 8 * runs.macs(runs.HALF)
     spent = found["train_macs"] - 16 * found["macs_compact"]  # recalibration is nobody's training
     last = 3 * 8 * runs.macs(found["widths"]) + (
         8 * runs.macs(runs.FULL) if "distill" in ALL[method] else 0
@@ -95,7 +107,7 @@ def test_every_extra_pass_is_counted(lab):
     found, _ = lab.run(**TAYLOR)
     extra = found["train_macs"] - step_macs(found) - 16 * found["macs_compact"]
     passes = 2 * 8 * sum(runs.macs(plan["widths"]) for plan in found["plans"][:-1])
-    assert 2 * passes < extra < 3.01 * passes  # forward, and backward but for the first layer
+    assert passes < extra < 2 * passes  # forward, and backward to all layers but the first
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -108,42 +120,42 @@ def test_each_width_is_one_program_and_each_scoring_another(lab, method):
     if method == "fisher":  # of the first width, steps far from a round are not watched
         expected |= {f"watch{name}" for name in stage_names[:-1]}
         lengths = [steps for steps, _ in stages(found)]
-        expected -= {f"plain{stage_names[i]}" for i in (0, 1) if lengths[i] <= 5}
+        expected -= {f"plain{stage_names[i]}" for i in (0, 1) if lengths[i] <= 3}
     assert found["compilations"] == dict.fromkeys(sorted(expected), 1)
 
 
-@pytest.mark.parametrize("changes", [*ALL.values(), PARAMETERS], ids=str)
-def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "later"), [(TAYLOR, 0), (FISHER, -1), (FISHER, 1), (PARAMETERS, 0)], ids=str
+)
+def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes, later):
     found, workdir = lab.run(**changes)
-    first = found["plans"][1]["step"]
-    for number, stop in enumerate((first - 1, first, first + 1)):
-        config = runs.settings(lab.images, **changes, stop_after=stop)
-        assert train.train(config, tmp_path / str(number)) is None
-        assert train.train(config, tmp_path / str(number)) is not None
-        runs.same_end(workdir, tmp_path / str(number))
+    stop = found["plans"][1]["step"] + later
+    config = runs.settings(lab.images, **changes, stop_after=stop)
+    assert train.train(config, tmp_path / "w") is None
+    assert train.train(config, tmp_path / "w") is not None
+    runs.same_end(workdir, tmp_path / "w")
 
 
-def test_a_run_killed_between_checkpoints_or_in_a_round_loses_nothing(lab, tmp_path, monkeypatch):
-    found, workdir = lab.run(**FISHER)
-    config = runs.settings(lab.images, **FISHER)
+class Killed(BaseException):
+    """Nobody catches it."""
 
-    class Killed(BaseException):
-        pass
 
-    def die(*_):
-        raise Killed
+def test_a_run_killed_in_a_round_loses_nothing(lab, tmp_path, monkeypatch):
+    _, workdir = lab.run(**FISHER)
+    config, prune = runs.settings(lab.images, **FISHER), rounds.prune
 
-    for number, (module, name) in enumerate(
-        ((rounds, "prune"), (train.session, "save"), (train.result, "finish"))
-    ):
-        place = tmp_path / str(number)
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, die)
-            with pytest.raises(Killed):
-                train.train(config, place)
-        assert not (place / "result.json").exists()
-        assert train.train(config, place)["steps"] == found["steps"]
-        runs.same_end(workdir, place)
+    def die_in_the_last_round(run, programs, state, done):
+        found = prune(run, programs, state, done)
+        if done == run.ends[-1]:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prune", die_in_the_last_round)
+        with pytest.raises(Killed):
+            train.train(config, tmp_path / "w")
+    assert train.train(config, tmp_path / "w") is not None
+    runs.same_end(workdir, tmp_path / "w")
 
 
 # --- what a round does
@@ -161,15 +173,13 @@ def advance(run, state, until):
 def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
     run = built(lab, **TAYLOR, penalty=0.02)
     state = advance(run, blocks.start(run), run.ends[0])
-    signal = rounds.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
-    total = {}
+    signal = ranking.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
+    value, total = jax.jit(signal.value), {}
     for batch in evaluate.training_batches(
         run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
     ):
-        evidence, _, _ = step.evidence_of(
-            forward.classification_loss(run.module), state.loop, batch, None
-        )
-        for group, values in signal.value(evidence).items():
+        seen = Evidence(state.loop.params, {}, {}, state.loop.model_state, batch)
+        for group, values in value(seen).items():
             total[group] = total.get(group, 0) + np.asarray(values, np.float64) / 2
     full = runs.macs(runs.FULL)
     target = full * (runs.macs(runs.HALF) / full) ** 0.5
@@ -194,9 +204,9 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
 def test_fisher_watches_the_last_steps_before_a_round(lab):
     run = built(lab, **FISHER)
     watched = [done for done in range(run.ends[-1] + 3) if rounds.watching(run, done)]
-    assert watched == sorted({e - i for e in run.ends for i in range(1, 6) if e - i >= 0})
+    assert watched == sorted({e - i for e in run.ends for i in range(1, 4) if e - i >= 0})
     state = advance(run, blocks.start(run), run.ends[0])
-    assert int(state.taken) == 5 and all(np.any(s > 0) for s in state.sums.values())
+    assert int(state.taken) == 3 and all(np.any(s > 0) for s in state.sums.values())
     after, small = rounds.prune(run, Programs(), state, run.ends[0])
     assert int(small.taken) == 0 and not any(np.any(s > 0) for s in small.sums.values())
     # The teacher is the network as it was.
@@ -292,9 +302,11 @@ def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
         ({"prune_allocation": "globl"}, "unknown prune_allocation 'globl'; did you mean 'global'"),
         ({"widths": "conv0=2", "prune_allocation": "global"}, "but widths are given"),
         ({"per_cost": True, "penalty": 0.1}, "per_cost ranks by saliency per cost"),
-        ({"method": "fisher", "watch": 0}, "watch is 0 and scoring is 0: there is nothing"),
+        (
+            {"method": "fisher", "watch": 0, "scoring": 0},
+            "watch is 0 and scoring is 0: there is nothing",
+        ),
         ({"floor": 0.9}, "is below the floor: with at least"),
-        ({"min_channels": 4}, "is below the floor: with at least"),
         ({"steps": 3}, "3 steps' worth of training MACs are spent after"),
         ({"explore_keep": 0.5}, "explore_keep is 0.5, but method taylor has no bandit"),
     ],
