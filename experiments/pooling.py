@@ -22,13 +22,18 @@ def _asked(result: Result) -> float:
 def _settings(result: Result) -> dict[str, Any]:
     """Everything that two runs of one table row must share, beside the row's own four columns."""
     own = {key: result[key] for key in ("allocation", "select_every")}
-    if result["method"] not in pruners.METHODS:  # theirs follow from what each seed's channels cost
+    if not _paced_by_its_channels(result):
         own |= {key: result[key] for key in ("commit_step", "steps")}
     # Results of an earlier version lack later fields, and ran with what is their default.
     known = {**config.plain(config.defaults()), **result["config"]}
     settings = known | own | {"device": result["device"]}
     ignored = NOT_SETTINGS | fields.idle_fields(result["method"], result["allocation"])
     return {field: value for field, value in settings.items() if field not in ignored}
+
+
+def _paced_by_its_channels(result: Result) -> bool:
+    """Whether a run's steps follow from what the channels cost that its seed happened to keep."""
+    return result["method"] in pruners.METHODS and result["allocation"] == "global"
 
 
 def _order(result: Result) -> tuple[Any, ...]:
@@ -98,7 +103,7 @@ def unlike(
     selecting = all(runs[0]["method"] in fields.SELECTING for runs in (first, second))
     # The name is that of a config file, not a setting.
     passed = {"name"} if selecting else {"name", *fields.SELECTING_ONLY}
-    if any(runs[0]["method"] in pruners.METHODS for runs in (first, second)):
+    if any(_paced_by_its_channels(runs[0]) for runs in (first, second)):
         passed.add("steps")
     names = sorted(
         name

@@ -7,8 +7,8 @@ r"""The main job: trains a compact network by dynamic channel execution, or one 
       real CIFAR-10 from a TFDS data directory; any config field can be set this way
 
 Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scratch), subset (a fixed
-random subset of the full initialisation), random (random selection until the commit), slimming (the
-dense network first, pruned by the scales of its norms; at the same training MACs).
+random subset of the full initialisation), random (random selection until the commit); and those of
+experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
 
   python -m experiments.train --config.devices=0 --coordinator=HOST:PORT --processes=2 --process=0

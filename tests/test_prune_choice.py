@@ -1,7 +1,9 @@
 """Which channels a round removes: against a slow, literal greedy loop, at counted costs."""
 
 import functools
+from pathlib import Path
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -205,3 +207,19 @@ def test_bad_input_is_refused(changes, message):
         pruning.greedy(saliencies, tables("vgg")[0], **given)
     with pytest.raises(ValueError, match="7 channels of group 'a' cannot stay of the 2"):
         pruning.best({"a": [1.0, 2.0]}, {"a": 7})
+
+
+def test_the_loop_of_the_documentation_runs():
+    text = (Path(__file__).parents[1] / "docs" / "pruning.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    # A smaller network, which compiles fast.
+    small = 'networks.VGG((1, 1), flax.core.FrozenDict({"conv0": 4, "conv1": 6}), 10)'
+    named = 'networks.build("vgg-digits", num_classes=10, width=0.125)'
+    assert named in code
+    found = {"flax": flax}
+    exec(compile(code.replace(named, small), "pruning.md", "exec"), found)
+    widths, full = found["widths"], found["mapped"].full
+    assert costs.total(found["costs"], widths) <= 0.3 * costs.total(found["costs"], full)
+    assert {g: len(s) for g, s in found["kept_so_far"].items()} == widths
+    kernel = found["loop"].params["conv1"]["kernel"]
+    assert kernel.shape == (3, 3, widths["conv0"], widths["conv1"])
