@@ -18,7 +18,7 @@ _PRUNING_ONLY = frozenset(
         *("watch", "distill"),
     }
 )
-_PRUNING = _PRUNING_ONLY | {"allocation", "scoring", "rate_over", "restart"}
+_PRUNING = _PRUNING_ONLY | {"allocation", "commit_step", "scoring", "rate_over", "restart"}
 
 
 def idle_fields(method: str, allocation: str) -> frozenset[str]:

@@ -59,7 +59,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     result = {
         **_identity(run),
         "plans": plans.store(run),
-        "rounds": rounds.records(run) if run.pace else [],
+        **({"rounds": rounds.records(run)} if run.pace else {}),
         "test_accuracy": evaluate.accuracy(trained, final, run.data),
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
