@@ -171,7 +171,7 @@ def advance(run, state, until):
 
 
 def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
-    run = built(lab, **TAYLOR, penalty=0.02)
+    run = built(lab, **TAYLOR, penalty=0.5)
     state = advance(run, blocks.start(run), run.ends[0])
     signal = ranking.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
     value, total = jax.jit(signal.value), {}
@@ -189,8 +189,10 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
         run.pace.macs,
         target=target,
         least={"conv0": 1, "conv1": 1},
-        order=pruning.Order(penalty=0.02 / unit),
+        order=pruning.Order(penalty=0.5 / unit),
     )
+    careless = pruning.greedy(total, run.pace.macs, target=target, least={"conv0": 1, "conv1": 1})
+    assert any(len(careless[group]) != len(kept) for group, kept in expected.items())
     after, small = rounds.prune(run, Programs(), state, run.ends[0])
     for group, kept in expected.items():
         np.testing.assert_array_equal(small.selection[group], kept)
@@ -284,6 +286,9 @@ def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
         ],
     )
     assert after.ends[0] == run.ends[0] and after.steps > run.steps
+    order = np.asarray(after.source.data_at(0)["order"])
+    assert len(order) == after.steps
+    np.testing.assert_array_equal(order[: run.steps], run.source.data_at(0)["order"])
 
 
 # --- refusals
