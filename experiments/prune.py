@@ -1,7 +1,7 @@
 r"""Pruning while training: train dense, then rounds of scoring, removing and fine-tuning.
 
   python -m experiments.prune
-      Taylor pruning on the bundled digits, seconds on a CPU
+      Taylor pruning on the bundled digits, about a minute on a CPU, most of it compiling
   python -m experiments.prune --config experiments/configs/prune_fisher.py --config.keep=0.25
       another method, a smaller target; any config field can be set this way
   python -m experiments.prune --config experiments/configs/cifar10_small.py \

@@ -21,7 +21,7 @@ from experiments import (
     machine,
     plans,
     redundancy,
-    rounds,
+    round_facts,
     scoring,
 )
 from experiments.blocks import Exploring, Progress
@@ -59,7 +59,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     result = {
         **_identity(run),
         "plans": plans.store(run),
-        **({"rounds": rounds.records(run)} if run.pace else {}),
+        **({"rounds": round_facts.records(run)} if run.pace else {}),
         "test_accuracy": evaluate.accuracy(trained, final, run.data),
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
@@ -139,7 +139,7 @@ def _costs(run: Run) -> dict[str, Any]:
         "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
         + scoring.macs(run, macs_full)
         + scoring.reward_macs(run)
-        + rounds.extra_macs(run),
+        + round_facts.extra_macs(run),
         # Of the steps that the config names: a run that explores wide takes fewer, for its MACs.
         "train_macs_dense": (3 * nominal + recalibrated) * batch * macs_full,
     }

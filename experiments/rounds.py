@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dce_jax import channels as maps
@@ -19,7 +18,7 @@ from experiments import optimizers, pacing, pruners, scoring
 from experiments import placement as placing
 from experiments.pacing import Pace
 from experiments.programs import Programs
-from experiments.ranking import make_signal, scored_macs
+from experiments.ranking import make_signal
 from experiments.setup import (
     Run,
     initial_variables,
@@ -95,9 +94,14 @@ def watching(run: Run, done: int) -> bool:
     return bool(coming) and done >= coming[0] - pace_of(run).pruner.watch
 
 
+def criterion(run: Run, budget: Budget) -> Signal:
+    """What says of a channel of the network at a budget's widths what it is worth."""
+    return make_signal(pace_of(run).pruner.criterion, run.module, run.channels, budget)
+
+
 def watched_step(run: Run) -> Any:
     """`pruning.watch` of a run at its present budget: ``(watched, data) -> (watched, metrics)``."""
-    signal = _criterion(run, run.budget)
+    signal = criterion(run, run.budget)
     gates = scoring.gates(run, run.thin, signal)
     return partial(pruning.watch, run.tx, run.loss, batch_fn(run), signal, gates)
 
@@ -172,67 +176,13 @@ def at(run: Run, plans: Sequence[tuple[int, Budget]]) -> Run:
     )
 
 
-def line(run: Run) -> str:
-    """A round in words, after it."""
-    done, (begin, budget) = len(run.plans) - 1, run.plans[-1]
-    macs = pruning.costs.total(pace_of(run).macs, budget.compact)
-    share = macs / pruning.costs.total(pace_of(run).macs, budget.full)
-    channels = f"{sum(budget.compact.values())} of {sum(budget.full.values())} channels"
-    rounds = pace_of(run).pruner.rounds
-    return f"round {done} of {rounds} after step {begin}: {channels}, {share:.1%} of dense MACs"
-
-
-def records(run: Run) -> list[dict[str, Any]]:
-    """What every round left, for `result.json`."""
-    pace = pace_of(run)
-    pairs = zip(run.plans, run.plans[1:], strict=False)
-    return [
-        {
-            "step": begin,
-            "removed": {g: w - after.compact[g] for g, w in before.compact.items()},
-            "macs": pruning.costs.total(pace.macs, after.compact),
-        }
-        for (_, before), (begin, after) in pairs
-    ]
-
-
-def extra_macs(run: Run) -> int:
-    """MACs that a pruning run takes beside its steps: scoring, watching, and its teacher."""
-    if run.pace is None:
-        return 0
-    pace, size, total = run.pace, run.config.batch_size, 0
-    for stage, end in enumerate(run.ends):
-        begin, budget = run.plans[stage]
-        watched = min(pace.pruner.watch, end - begin)
-        passes = watched or pace.pruner.scoring
-        total += passes * _pass_macs(run, budget)
-    if run.config.distill:
-        taught = run.steps - run.ends[0]
-        total += taught * size * pruning.costs.total(pace.macs, run.budget.full)
-    return total
-
-
-def _pass_macs(run: Run, budget: Budget) -> int:
-    """MACs that reading the criterion off one batch took at a budget."""
-    signal = _criterion(run, budget)
-    if pace_of(run).pruner.watch and not signal.own_pass:
-        return 0
-    example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
-    thin = maps.with_widths(run.module, budget.compact)
-    return scored_macs(signal, thin, example, run.config.batch_size)
-
-
 def _teaching(run: Run) -> bool:
     return bool(run.config.distill) and len(run.plans) > 1
 
 
-def _criterion(run: Run, budget: Budget) -> Signal:
-    return make_signal(pace_of(run).pruner.criterion, run.module, run.channels, budget)
-
-
 def _saliencies(run: Run, programs: Programs, state: Pruning) -> dict[str, np.ndarray]:
     """What each of the channels that are there is worth, on the host."""
-    pruner, signal = pace_of(run).pruner, _criterion(run, run.budget)
+    pruner, signal = pace_of(run).pruner, criterion(run, run.budget)
     found: Rewards
     if pruner.criterion in pruners.FREE:
         found = placing.local(run.placement, signal.value(Evidence(state.loop.params, {}, {})))

@@ -39,6 +39,7 @@ from experiments import (
     processes,
     report,
     result,
+    round_facts,
     rounds,
     session,
     setup,
@@ -116,7 +117,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
             if isinstance(state, Pruning) and done in run.ends:
                 run, state = rounds.prune(run, programs, state, done)
                 display.expect(run.steps)
-                display.say(rounds.line(run))
+                display.say(round_facts.line(run))
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
@@ -203,12 +204,7 @@ def default_workdir(settings: ConfigDict) -> Path:
 
 
 def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
-    """Parses the flags; an unknown config field or file is an error, not a traceback.
-
-    Args:
-      argv: program and arguments.
-      default: config file where none is given.
-    """
+    """Parses the flags, with a config file where none is given; mistakes are errors in words."""
     program, *words = argv
     if not any(word.lstrip("-").split("=")[0] == "config" for word in words):
         words.insert(0, f"--config={default}")

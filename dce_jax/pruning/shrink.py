@@ -14,7 +14,7 @@ from dce_jax.moments import optimizer_names
 from dce_jax.step import LoopState
 from dce_jax.types import Array, PyTree, Selection, Widths
 
-Kept = Mapping[str, Array | npt.NDArray[np.int32]]
+Positions = Mapping[str, Array | npt.NDArray[np.int32]]
 """Channel group -> int32[K], sorted positions among the channels that are there."""
 
 
@@ -51,7 +51,7 @@ def names(
     return Names(of_params, of_state, optimizer_names(tx, params, of_params))
 
 
-def shrink(loop: LoopState, names: Names, kept: Kept, widths: Widths) -> LoopState:
+def shrink(loop: LoopState, names: Names, kept: Positions, widths: Widths) -> LoopState:
     """The same training run with fewer channels; what stays keeps its bits, moments included.
 
     Args:
@@ -74,7 +74,7 @@ def whole(widths: Widths) -> Selection:
     return {group: jnp.arange(width, dtype=jnp.int32) for group, width in widths.items()}
 
 
-def compose(selection: Selection, kept: Kept) -> Selection:
+def compose(selection: Selection, kept: Positions) -> Selection:
     """Original indices of the channels that stay.
 
     Args:
