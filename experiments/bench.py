@@ -79,8 +79,19 @@ def start(
     return step.start(params, variables, tx, key)
 
 
+def shapes(bench: Bench, module: nn.Module) -> step.LoopState:
+    """Shapes of the state of a network of the benchmark.
+
+    Args:
+      bench: what the variants share.
+      module: the network, at any width.
+    """
+    begin = partial(start, module, bench.tx)
+    return jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
+
+
 def initial(bench: Bench, module: nn.Module) -> step.LoopState:
-    """The state of a network of the benchmark before its first step.
+    """The state of a network of the benchmark before its first step, in arrays of its own.
 
     Args:
       bench: what the variants share.
@@ -88,20 +99,16 @@ def initial(bench: Bench, module: nn.Module) -> step.LoopState:
     """
     # Numbers from the host: compiling an initialiser's draws takes seconds, and what a step costs
     # does not depend on them.
-    begin = partial(start, module, bench.tx)
-    shapes = jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
+    found = shapes(bench, module)
     draw = np.random.default_rng(1)
-    return jax.device_put(
-        step.LoopState(
-            params=jax.tree.map(partial(_weights, draw), shapes.params),
-            model_state=jax.tree.map(
-                lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.model_state
-            ),
-            opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
-            key=jax.random.key(0),
-            step=jnp.zeros((), jnp.int32),
-        )
+    state = step.LoopState(
+        params=jax.tree.map(partial(_weights, draw), found.params),
+        model_state=jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), found.model_state),
+        opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found.opt_state),
+        key=jax.random.key(0),
+        step=jnp.zeros((), jnp.int32),
     )
+    return jax.device_put(state, may_alias=False)  # its buffers are given up
 
 
 def _weights(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> npt.NDArray[np.floating]:

@@ -20,6 +20,7 @@ def defaults() -> ConfigDict:
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
     config.dtype = "float32"  # compute type: float32 | bfloat16
+    config.remat = False  # compute a block's activations again instead of keeping them
     config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
     config.data_dir = config_dict.placeholder(str)  # TFDS data directory
     config.image_size = config_dict.placeholder(int)  # TFDS images of many sizes: cut to this side

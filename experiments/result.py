@@ -127,13 +127,14 @@ def _costs(run: Run) -> dict[str, Any]:
         1, min(run.config.recalibration_examples, run.data.train.num_images) // batch
     )
     nominal = lengths.run_length(run.config, run.data.train.num_images)
+    passes = 4 if run.config.remat else 3  # backward costs twice forward, and remat goes twice
     return {
         "params_full": cost.parameters(run.shapes["params"]),
         "params_compact": cost.parameters(forward.shapes(shapes, example)["params"]),
         "macs_full": macs_full,
         "macs_compact": macs_compact,
-        # Backward costs twice forward; recalibration is one more forward pass.
-        "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
+        # Recalibration is one more forward pass.
+        "train_macs": batch * (passes * plans.train_steps_macs(run) + recalibrated * macs_compact)
         + scoring.macs(run, macs_full)
         + scoring.reward_macs(run),
         # Of the steps that the config names: a run that explores wide takes fewer, for its MACs.

@@ -33,6 +33,7 @@ from experiments import (
     config,
     data,
     explored,
+    footprint,
     holdout,
     journal,
     plans,
@@ -99,6 +100,7 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         progress(name, run.steps, facts="compiling", quiet=not processes.first()) as display,
         session.interruptible() as asked,
     ):
+        display.say(footprint.line(footprint.footprint(run)))
         run, state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
         while done < run.steps:
