@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dce_jax import networks
-from experiments import bench, cost_plot, cost_rows, machine, output, timing, variants
+from experiments import bench, cost_plot, cost_rows, machine, output, peers, timing, variants
 from experiments.arguments import list_of
 
 _EPILOG = """\
@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="also time the same network in PyTorch, on as many threads as there are cores: dense, "
+        "masked, cut by Torch-Pruning, narrow (pip install -e '.[training,peers]')",
+    )
     return parser
 
 
@@ -115,8 +121,10 @@ def _outputs(text: str) -> tuple[Path, Path]:
 
 def measure(
     arguments: argparse.Namespace, module: Any, *, begun: float, console: Console
-) -> list[cost_rows.Row]:
+) -> tuple[list[cost_rows.Row], list[cost_rows.Row]]:
     """Compiles all variants, times them in turn, and returns the rows of the JSON file.
+
+    The second rows are those of ``--peers``.
 
     Args:
       arguments: checked options.
@@ -144,25 +152,43 @@ def measure(
         for variant in variants.build(shared, arguments.keep, arguments.select_every):
             built.append(variant)
             progress.advance(compiling)
+        others = _peers(arguments, shared, progress)
         rounds = progress.add_task("measure", total=arguments.pairs)
 
         def report(done: int, expected: int) -> None:
             progress.update(rounds, completed=done, total=expected)
 
         times_RV = timing.interleave(
-            [variant.contender for variant in built],
+            [one.contender for one in (*built, *others)],
             least=arguments.pairs,
             until=begun + arguments.seconds,
             report=report,
         )
-    return cost_rows.rows(built, times_RV, network=arguments.network, batch=arguments.batch)
+    names = {"network": arguments.network, "batch": arguments.batch}
+    rows = cost_rows.rows(built, times_RV[:, : len(built)], **names)
+    return rows, peers.rows(others, built, times_RV, **names) if others else []
+
+
+def _peers(arguments: argparse.Namespace, shared: bench.Bench, progress: Progress) -> list[Any]:
+    if not arguments.peers:
+        return []
+    from experiments import peer_steps  # imports PyTorch
+
+    preparing = progress.add_task("peers", total=peer_steps.count(arguments.keep))
+    found = []
+    for peer in peer_steps.build(shared, arguments.keep, learning_rate=arguments.learning_rate):
+        found.append(peer)
+        progress.advance(preparing)
+    return found
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) -> None:
     begun = time.perf_counter()
     check(arguments)
     module = networks.build(arguments.network, num_classes=10)
-    rows = measure(arguments, module, begun=begun, console=console)
+    if arguments.peers:
+        peers.check(module, arguments.network)
+    rows, others = measure(arguments, module, begun=begun, console=console)
     device = machine.device()
     result = {
         "device": device,
@@ -171,6 +197,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         "signal": variants.SIGNAL,
         "seconds": time.perf_counter() - begun,
         "rows": rows,
+        **({"peers": others} if others else {}),
     }
     if arguments.json is not None:
         path, picture = _outputs(arguments.json)
@@ -178,6 +205,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         cost_plot.step_times(rows, device=device).savefig(picture, dpi=150)
         console.print(f"figures: {path}\npicture: {picture}", highlight=False)
     console.print(cost_rows.table(rows, device=device))
+    if others:
+        console.print(peers.table(others))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,8 +42,8 @@ def rows(variants: Sequence[Variant], times_RV: Times, *, network: str, batch: i
                 "ms_median": float(np.median(times_RV[:, i])),
                 "ms_min": float(times_RV[:, i].min()),
                 "ms_max": float(times_RV[:, i].max()),
-                **_against("narrow", times_RV, i, partner),
-                **_against("dense", times_RV, i, 0),
+                **against("narrow", times_RV, i, partner),
+                **against("dense", times_RV, i, 0),
                 "rounds": len(times_RV),
                 "temp_bytes": one.temp_bytes,
                 "peak_bytes": one.peak_bytes,
@@ -53,7 +53,15 @@ def rows(variants: Sequence[Variant], times_RV: Times, *, network: str, batch: i
     return made
 
 
-def _against(name: str, times_RV: Times, i: int, partner: int | None) -> Row:
+def against(name: str, times_RV: Times, i: int, partner: int | None) -> Row:
+    """``vs_<name>`` of a row: the paired ratio of two columns and its interval, or nulls.
+
+    Args:
+      name: of the partner.
+      times_RV: float64[rounds, variants], ms per step.
+      i: column of the row.
+      partner: column that it is divided by; None where it has no partner.
+    """
     keys = (f"vs_{name}", f"vs_{name}_low", f"vs_{name}_high")
     if partner is None:
         return dict.fromkeys(keys)
@@ -85,15 +93,16 @@ def table(rows: Sequence[Row], *, device: str) -> Table:
             NONE if row["select_every"] is None else str(row["select_every"]),
             f"{row['ms_median']:.1f}",
             f"{row['ms_min']:.1f} .. {row['ms_max']:.1f}",
-            _ratio(row, "vs_narrow"),
-            _ratio(row, "vs_dense"),
+            interval(row, "vs_narrow"),
+            interval(row, "vs_dense"),
             f"{_mib(row['temp_bytes'])} / {_mib(row['peak_bytes'])}",
             f"{row['compile_s']:.1f}",
         )
     return made
 
 
-def _ratio(row: Row, key: str) -> str:
+def interval(row: Row, key: str) -> str:
+    """A ratio of a row as text, with its 95 % interval; a dash where it has none."""
     if row[key] is None:
         return NONE
     found = Ratio(row[key], row[f"{key}_low"], row[f"{key}_high"])
