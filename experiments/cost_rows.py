@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from experiments.summary import MIB, NONE
-from experiments.timing import Ratio, ratio
+from experiments.summary import MIB, NONE, interval
+from experiments.timing import ratio
 from experiments.variants import Variant
 
 Row = dict[str, Any]
@@ -99,14 +99,6 @@ def table(rows: Sequence[Row], *, device: str) -> Table:
             f"{row['compile_s']:.1f}",
         )
     return made
-
-
-def interval(row: Row, key: str) -> str:
-    """A ratio of a row as text, with its 95 % interval; a dash where it has none."""
-    if row[key] is None:
-        return NONE
-    found = Ratio(row[key], row[f"{key}_low"], row[f"{key}_high"])
-    return f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _mib(value: int | None) -> str:

@@ -25,32 +25,11 @@ from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from experiments import machine, peer_networks
 from experiments.bench import Bench, initial
+from experiments.peers import Peer
 from experiments.timing import Contender
 
 TRIALS = 3
 """Steps of each memory layout whose median decides for one."""
-
-
-class Peer(NamedTuple):
-    """A peer's training step.
-
-    Attributes:
-      variant: ``dense``, ``narrow``, ``masked`` or ``pruned``.
-      keep: fraction of every group's channels.
-      params: numbers that it trains.
-      layout: ``contiguous`` or ``channels_last``, the faster one in the trials.
-      trials: layout -> median ms per step in the trials.
-      prune_s: seconds that masking or cutting takes, once; None where nothing is pruned.
-      contender: what is timed.
-    """
-
-    variant: str
-    keep: float
-    params: int
-    layout: str
-    trials: dict[str, float]
-    prune_s: float | None
-    contender: Contender
 
 
 class Task(NamedTuple):
@@ -86,9 +65,7 @@ def build(bench: Bench, keeps: Sequence[float], *, learning_rate: float) -> Iter
       learning_rate: of SGD.
     """
     torch.set_num_threads(machine.cores())
-    images = np.asarray(bench.data["image"]).transpose(0, 3, 1, 2).copy()
-    labels = np.array(bench.data["label"], np.int64)
-    task = Task(torch.from_numpy(images), torch.from_numpy(labels), learning_rate)
+    task = batch(bench, learning_rate)
     params = initial(bench, bench.module).params
     dense = partial(peer_networks.build, bench.module, params)
     yield _peer(task, "dense", 1.0, dense)
@@ -100,6 +77,13 @@ def build(bench: Bench, keeps: Sequence[float], *, learning_rate: float) -> Iter
         yield _peer(task, "masked", keep, dense, partial(mask, keep=keep))
         pruned = partial(cut, keep=keep, image=task.images[:1])
         yield _peer(task, "pruned", keep, dense, pruned)
+
+
+def batch(bench: Bench, learning_rate: float) -> Task:
+    """The benchmark's images and labels for PyTorch."""
+    images = np.asarray(bench.data["image"]).transpose(0, 3, 1, 2).copy()
+    labels = np.array(bench.data["label"], np.int64)
+    return Task(torch.from_numpy(images), torch.from_numpy(labels), learning_rate)
 
 
 def count(keeps: Sequence[float]) -> int:
@@ -139,6 +123,13 @@ def cut(network: nn.Module, *, keep: float, image: torch.Tensor) -> None:
     pruner.step()
 
 
+def optimizer(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """The benchmark's own (`bench.optimizer`), in PyTorch's fastest form."""
+    return torch.optim.SGD(
+        network.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, fused=True
+    )
+
+
 def step(
     network: nn.Module, tx: torch.optim.Optimizer, task: Task, state: None, _: None
 ) -> tuple[None, dict[str, float]]:
@@ -170,10 +161,7 @@ def _candidate(
         seconds = time.perf_counter() - begun
     network = network.to(memory_format=LAYOUTS[layout]).train()
     task = task._replace(images=task.images.to(memory_format=LAYOUTS[layout]))
-    # The benchmark's own optimizer (`bench.optimizer`); fused is the faster of PyTorch's.
-    tx = torch.optim.SGD(
-        network.parameters(), task.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True
-    )
+    tx = optimizer(network, task.learning_rate)
     return _Candidate(network, seconds, partial(step, network, tx, task))
 
 

@@ -5,7 +5,7 @@ PyTorch is an extra of its own (`pip install -e '.[training,peers]'`); nothing h
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,14 +15,35 @@ from rich.table import Table
 from dce_jax import networks
 from dce_jax.networks.resnet import PADDING
 from experiments import machine
-from experiments.cost_rows import Row, Times, against, interval
+from experiments.cost_rows import Row, Times, against
+from experiments.summary import interval
+from experiments.timing import Contender
 from experiments.variants import Variant
-
-if TYPE_CHECKING:
-    from experiments.peer_steps import Peer
 
 PACKAGES = {"torch": "torch", "torch-pruning": "torch_pruning"}
 """Name of a package -> what is imported."""
+
+
+class Peer(NamedTuple):
+    """A peer's training step.
+
+    Attributes:
+      variant: ``dense``, ``narrow``, ``masked`` or ``pruned``.
+      keep: fraction of every group's channels.
+      params: numbers that it trains.
+      layout: ``contiguous`` or ``channels_last``, the faster one in the trials.
+      trials: layout -> median ms per step in the trials.
+      prune_s: seconds that masking or cutting takes, once; None where nothing is pruned.
+      contender: what is timed.
+    """
+
+    variant: str
+    keep: float
+    params: int
+    layout: str
+    trials: dict[str, float]
+    prune_s: float | None
+    contender: Contender
 
 
 def check(module: nn.Module, network: str) -> None:
@@ -58,7 +79,7 @@ def check(module: nn.Module, network: str) -> None:
 
 
 def rows(
-    peers: Sequence["Peer"],
+    peers: Sequence[Peer],
     variants: Sequence[Variant],
     times_RV: Times,
     *,

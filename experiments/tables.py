@@ -10,7 +10,8 @@ A document says itself what its tables hold: paths, relative to the document, in
     <!-- /table:digits -->
 
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
-`ranks:` how many different features the layers of each row's compact models have.
+`ranks:` how many different features the layers of each row's compact models have, `peers:` the same
+networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import markers, paired, pooling, records, redundancy
+from experiments import markers, paired, peer_tables, pooling, records, redundancy
 from experiments.summary import (
     MIB,
     NONE,
@@ -143,6 +144,7 @@ KINDS: dict[str, markers.Maker] = {
     "table": tables,
     "paired": paired.differences,
     "ranks": redundancy.table,
+    "peers": peer_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 
