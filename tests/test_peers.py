@@ -4,7 +4,9 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.core import FrozenDict
 
@@ -17,11 +19,11 @@ RATE = 0.01
 
 
 def vgg():
-    return networks.VGG(depths=(1, 2), widths=FrozenDict(conv0=4, conv1=6, conv2=8), num_classes=10)
+    return networks.VGG(depths=(1, 2), widths=FrozenDict(conv0=4, conv1=8, conv2=8), num_classes=10)
 
 
 def resnet(*, bottleneck=False, large=False):
-    widths = group_widths((1, 2), (4, 8), bottleneck=bottleneck, stem=6 if bottleneck else None)
+    widths = group_widths((1, 2), (4, 8), bottleneck=bottleneck, stem=8 if bottleneck else None)
     return networks.ResNet(
         depths=(1, 2), widths=widths, num_classes=10, bottleneck=bottleneck, large=large
     )
@@ -198,27 +200,56 @@ def test_parameters_that_do_not_fit_are_refused(torch_steps):
         build(networks.build("densenet40", num_classes=10), {})
 
 
+def test_the_optimizer_is_the_benchmarks(torch_steps):
+    layer = torch_steps.nn.Linear(1, 1, bias=False)
+    theirs, ours = torch_steps.optimizer(layer, 10.0), bench.optimizer(10.0)
+    params = {"w": jnp.asarray(layer.weight.detach().numpy())}
+    state = ours.init(params)
+    for gradient in (0.5, -1.0, 0.25):
+        layer.weight.grad = torch_steps.torch.full((1, 1), gradient)
+        theirs.step()
+        updates, state = ours.update({"w": jnp.full((1, 1), gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), params["w"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_cutting_ends_at_the_narrow_networks_size_and_masking_at_zeros(torch_steps, name):
+def test_cutting_leaves_the_narrow_networks_parameters(torch_steps, name):
     shared, loop = prepare(name)
+    quarter = budget.from_fraction(shared.channels.full, 0.25)
+    thin = bench.initial(shared, maps.with_widths(shared.module, quarter.compact))
+    network = torch_steps.peer_networks.build(shared.module, loop.params)
+    torch_steps.cut(network, keep=0.25, image=torch_steps.batch(shared, RATE).images[:1])
+    narrow = torch_steps.peer_networks.build(
+        maps.with_widths(shared.module, quarter.compact), thin.params
+    )
+    wanted = {key: value.shape for key, value in narrow.named_parameters()}
+    assert {key: value.shape for key, value in network.named_parameters()} == wanted
+
+
+def test_masked_channels_stay_zero_through_a_step(torch_steps):
+    shared, loop = prepare("vgg")
+    network = torch_steps.peer_networks.build(shared.module, loop.params)
+    torch_steps.mask(network, keep=0.25)
+    before = network.conv1.weight_orig.detach().clone()
     task = torch_steps.batch(shared, RATE)
-    half = budget.from_fraction(shared.channels.full, 0.5)
-    thin = bench.initial(shared, maps.with_widths(shared.module, half.compact))
-    make = partial(torch_steps.peer_networks.build, shared.module, loop.params)
-    network = make()
-    torch_steps.cut(network, keep=0.5, image=task.images[:1])
-    sizes = sorted(tuple(p.shape) for p in network.parameters())
-    narrow = jax.tree.leaves(thin.params)
-    assert sum(np.prod(size) for size in sizes) == sum(leaf.size for leaf in narrow)
-    assert [sorted(size) for size in sizes] != [sorted(p.shape) for p in make().parameters()]
-    network = make()
-    torch_steps.mask(network, keep=0.5)
-    before = network.head.weight.detach().clone()
     torch_steps.step(network, torch_steps.optimizer(network, RATE), task, None, None)
-    assert not before.equal(network.head.weight)
-    for layer in (layer for layer in network.modules() if hasattr(layer, "weight_mask")):
+    network(task.images)
+    assert not before.equal(network.conv1.weight_orig)
+    for layer in (network.conv0, network.conv1, network.conv2):
         zeros = (layer.weight.flatten(1) == 0).all(dim=1)
-        assert 2 * zeros.sum() == len(zeros) and layer.weight_orig.all()
+        assert int(zeros.sum()) == 0.75 * len(zeros) and layer.weight_orig.all()
+
+
+def test_peers_run_in_the_layout_that_they_name(torch_steps):
+    shared, _ = prepare("vgg")
+    found = list(torch_steps.build(shared, [0.5], learning_rate=RATE))
+    assert len(found) == torch_steps.count([0.5])
+    for one in found:
+        network, _, task = one.contender.run.args
+        for tensor in (task.images, network.conv1.weight):
+            for name, layout in torch_steps.LAYOUTS.items():
+                assert tensor.is_contiguous(memory_format=layout) == (name == one.layout)
 
 
 def test_peers_share_the_file_with_our_own_rows(torch_steps, tmp_path, monkeypatch):
