@@ -159,9 +159,12 @@ def _candidate(
         begun = time.perf_counter()
         change(network)
         seconds = time.perf_counter() - begun
-    network = network.to(memory_format=LAYOUTS[layout]).train()
-    task = task._replace(images=task.images.to(memory_format=LAYOUTS[layout]))
-    tx = optimizer(network, task.learning_rate)
+    memory_format = LAYOUTS[layout]
+    for kernel in (*network.parameters(), *network.buffers()):
+        if kernel.ndim == 4:
+            kernel.data = kernel.data.to(memory_format=memory_format)
+    task = task._replace(images=task.images.to(memory_format=memory_format))
+    tx = optimizer(network.train(), task.learning_rate)
     return _Candidate(network, seconds, partial(step, network, tx, task))
 
 
