@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dce_jax import networks
-from experiments import bench, output, variants
+from experiments import bench, output, peers, variants
 from experiments.arguments import list_of
 from experiments.bench import Bench
 
@@ -89,6 +89,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
     )
+    made.add_argument(
+        "--peers",
+        action="store_true",
+        help="also time the same network in PyTorch, on as many threads as there are cores: dense, "
+        "masked, cut by Torch-Pruning, narrow (pip install -e '.[training,peers]')",
+    )
     return made
 
 
@@ -111,6 +117,8 @@ def check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {value}: it must be at least 1")
     if arguments.steps_per_dispatch is not None and arguments.steps_per_dispatch < 1:
         raise ValueError(f"--steps_per_dispatch {arguments.steps_per_dispatch}: at least 1")
+    if arguments.peers:
+        peers.check(networks.build(arguments.network, num_classes=10), arguments.network)
     if arguments.json is not None:
         for path in outputs(arguments.json):
             output.check_writable(path)

@@ -15,16 +15,19 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import (
+    bench,
     bench_options,
     composed,
     cost_plot,
     cost_rows,
     device_memory,
     machine,
+    peers,
     timing,
     variants,
 )
@@ -32,8 +35,10 @@ from experiments import (
 
 def measure(
     arguments: argparse.Namespace, words: Sequence[str], *, begun: float, console: Console
-) -> list[cost_rows.Row]:
+) -> tuple[list[cost_rows.Row], list[cost_rows.Row]]:
     """Compiles all variants, times them in turn, and returns the rows of the JSON file.
+
+    The second rows are those of ``--peers``.
 
     Args:
       arguments: checked options.
@@ -53,26 +58,29 @@ def measure(
     with Progress(*columns, console=console) as progress:
         peaks = _device_peaks(arguments, words, asked, progress)
         compiling = progress.add_task("compile", total=len(asked))
-        built = []
-        for variant in variants.build(bench_options.opened(arguments), asked):
+        shared, built = bench_options.opened(arguments), []
+        for variant in variants.build(shared, asked):
             built.append(variant)
             progress.advance(compiling)
+        own, others = composed.contenders(built), _peers(arguments, shared, progress)
         rounds = progress.add_task("measure", total=arguments.pairs)
 
         def report(done: int, expected: int) -> None:
             progress.update(rounds, completed=done, total=expected)
 
         times_RC = timing.interleave(
-            composed.contenders(built),
+            [*own, *(peer.contender for peer in others)],
             least=arguments.pairs,
             until=begun + arguments.seconds,
             report=report,
         )
-    times_RV = composed.combined(built, times_RC)
-    rows = cost_rows.rows(built, times_RV, network=arguments.network, batch=arguments.batch)
+    names = {"network": arguments.network, "batch": arguments.batch}
+    times_RV = composed.combined(built, times_RC[:, : len(own)])
+    rows = cost_rows.rows(built, times_RV, **names)
     for key, row in zip(asked, rows, strict=True):
         row["device_peak_bytes"] = peaks.get(key)
-    return rows
+    times_RV = np.concatenate([times_RV, times_RC[:, len(own) :]], axis=1)
+    return rows, peers.rows(others, built, times_RV, **names) if others else []
 
 
 def _device_peaks(
@@ -87,10 +95,25 @@ def _device_peaks(
     return device_memory.measure(words, asked, lambda done: progress.update(task, completed=done))
 
 
+def _peers(
+    arguments: argparse.Namespace, shared: bench.Bench, progress: Progress
+) -> list[peers.Peer]:
+    if not arguments.peers:
+        return []
+    from experiments import peer_steps  # imports PyTorch
+
+    preparing = progress.add_task("peers", total=peer_steps.count(arguments.keep))
+    found = []
+    for peer in peer_steps.build(shared, arguments.keep, learning_rate=arguments.learning_rate):
+        found.append(peer)
+        progress.advance(preparing)
+    return found
+
+
 def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) -> None:
     begun = time.perf_counter()
     bench_options.check(arguments)
-    rows = measure(arguments, words, begun=begun, console=console)
+    rows, others = measure(arguments, words, begun=begun, console=console)
     device = machine.device()
     result = {
         "device": device,
@@ -98,6 +121,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         "command": shlex.join(["python", "-m", "experiments.benchmark", *words]),
         "seconds": time.perf_counter() - begun,
         "rows": rows,
+        **({"peers": others} if others else {}),
     }
     if arguments.json is not None:
         path, picture = bench_options.outputs(arguments.json)
@@ -105,6 +129,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         cost_plot.step_times(rows, device=device).savefig(picture, dpi=150)
         console.print(f"figures: {path}\npicture: {picture}", highlight=False)
     console.print(cost_rows.table(rows, device=device))
+    if others:
+        console.print(peers.table(others))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.composed import Times, Variant
-from experiments.summary import MIB, NONE
+from experiments.summary import MIB, NONE, interval
 from experiments.timing import ratio
 
 Row = dict[str, Any]
@@ -41,8 +41,8 @@ def rows(variants: Sequence[Variant], times_RV: Times, *, network: str, batch: i
                 "ms_median": float(np.median(times_RV[:, i])),
                 "ms_min": float(times_RV[:, i].min()),
                 "ms_max": float(times_RV[:, i].max()),
-                **_against("narrow", times_RV, i, partner),
-                **_against("dense", times_RV, i, 0),
+                **against("narrow", times_RV, i, partner),
+                **against("dense", times_RV, i, 0),
                 "images_per_s": 1e3 * batch / float(np.median(times_RV[:, i])),
                 "signal": one.signal,
                 "macs": one.macs,
@@ -56,7 +56,15 @@ def rows(variants: Sequence[Variant], times_RV: Times, *, network: str, batch: i
     return made
 
 
-def _against(name: str, times_RV: Times, i: int, partner: int | None) -> Row:
+def against(name: str, times_RV: Times, i: int, partner: int | None) -> Row:
+    """``vs_<name>`` of a row: the paired ratio of two columns and its interval, or nulls.
+
+    Args:
+      name: of the partner.
+      times_RV: float64[rounds, variants], ms per step.
+      i: column of the row.
+      partner: column that it is divided by; None where it has no partner.
+    """
     keys = (f"vs_{name}", f"vs_{name}_low", f"vs_{name}_high")
     if partner is None:
         return dict.fromkeys(keys)
@@ -98,8 +106,8 @@ def table(rows: Sequence[Row], *, device: str) -> Table:
             f"{row['ms_median']:.1f}",
             f"{row['ms_min']:.1f} .. {row['ms_max']:.1f}",
             f"{row['images_per_s']:.0f}",
-            ratio_text(row, "vs_narrow"),
-            ratio_text(row, "vs_dense"),
+            interval(row, "vs_narrow"),
+            interval(row, "vs_dense"),
             memory_text(row),
             f"{row['compile_s']:.1f}",
         )
@@ -111,15 +119,6 @@ def label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     rewards = {other.get("signal") for other in rows} - {None}
     signal = row.get("signal")
     return f"{row['variant']}, {signal}" if signal and len(rewards) > 1 else row["variant"]
-
-
-def ratio_text(row: Mapping[str, Any], key: str) -> str:
-    """A ratio with its interval, as in ``1.02 [1.00, 1.05]``; a dash where there is none."""
-    if row[key] is None:
-        return NONE
-    if row.get(f"{key}_low") is None:
-        return f"{row[key]:.2f}"
-    return f"{row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
 
 
 def memory_text(row: Mapping[str, Any]) -> str:

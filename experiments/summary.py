@@ -44,6 +44,15 @@ def mean_and_spread(fractions: Sequence[float]) -> str:
     return f"{mean:.2f} ± {100 * spread(fractions):.2f} %"
 
 
+def interval(row: Mapping[str, Any], key: str) -> str:
+    """A ratio of a benchmark's row with its 95 % interval: '1.05 [1.03, 1.08]'; null -> a dash."""
+    if row[key] is None:
+        return NONE
+    if row.get(f"{key}_low") is None:
+        return f"{row[key]:.2f}"
+    return f"{row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
     """A Markdown table; the first `left` columns are aligned left, the others right."""
     rules = [":--" if i < left else "--:" for i in range(len(heads))]

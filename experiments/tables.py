@@ -10,7 +10,8 @@ A document says itself what its tables hold: paths, relative to the document, in
     <!-- /table:digits -->
 
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
-`ranks:` how many different features the layers of each row's compact models have.
+`ranks:` how many different features the layers of each row's compact models have, `peers:` the same
+networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`).
 """
 
 import argparse
@@ -20,11 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cost_rows, markers, paired, pooling, records, redundancy
+from experiments import cost_rows, markers, paired, peer_tables, pooling, records, redundancy
 from experiments.summary import (
     MIB,
     NONE,
     Result,
+    interval,
     markdown,
     mean_and_spread,
     print_result,
@@ -97,8 +99,8 @@ def _benchmark_row(row: Result, rows: Sequence[Result]) -> list[str]:
         NONE if row["select_every"] is None else str(row["select_every"]),
         f"{row['ms_median']:.1f} [{row['ms_min']:.1f}, {row['ms_max']:.1f}]",
         NONE if images is None else f"{images:.0f}",
-        cost_rows.ratio_text(row, "vs_narrow"),
-        cost_rows.ratio_text(row, "vs_dense"),
+        interval(row, "vs_narrow"),
+        interval(row, "vs_dense"),
         cost_rows.memory_text(row),
         NONE if row["compile_s"] is None else f"{row['compile_s']:.1f}",
     ]
@@ -145,6 +147,7 @@ KINDS: dict[str, markers.Maker] = {
     "table": tables,
     "paired": paired.differences,
     "ranks": redundancy.table,
+    "peers": peer_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

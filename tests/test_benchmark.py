@@ -22,6 +22,7 @@ from experiments import (
     device_memory,
     masking,
     records,
+    summary,
     timing,
     variants,
 )
@@ -226,8 +227,8 @@ def test_a_slabs_peak_is_compared_without_the_full_state():
     rows = cost_rows.rows(built, np.ones((2, 3)), network="net", batch=4)
     assert [row["peak_vs_narrow"] for row in rows] == [5.0, 1.0, 1.05]
     assert cost_rows.memory_text(rows[2]) == "0 (1.05x)"
-    assert cost_rows.ratio_text(rows[2], "vs_narrow") == "1.00 [1.00, 1.00]"
-    assert cost_rows.ratio_text({"vs_narrow": 1.234}, "vs_narrow") == "1.23"
+    assert summary.interval(rows[2], "vs_narrow") == "1.00 [1.00, 1.00]"
+    assert summary.interval({"vs_narrow": 1.234}, "vs_narrow") == "1.23"
 
 
 def test_the_device_tells_the_peak_of_one_variant():
