@@ -68,21 +68,21 @@ def build(bench: Bench, keeps: Sequence[float], select_every: Sequence[int]) -> 
     """
     wide = initial(bench, bench.module)
     dense = forward.classification_loss(bench.module)
-    yield _ordinary(bench, "dense", 1.0, dense, wide, bench.data)
+    yield ordinary(bench, "dense", 1.0, dense, wide, bench.data)
     for keep in keeps:
         budget = budgets.from_fraction(bench.channels.full, keep)
         thin = maps.with_widths(bench.module, budget.compact)
         loss = forward.classification_loss(thin)
-        yield _ordinary(bench, "narrow", keep, loss, initial(bench, thin), bench.data)
+        yield ordinary(bench, "narrow", keep, loss, initial(bench, thin), bench.data)
         pieces = _pieces(bench, budget, loss, wide)
         state = step.start_dce(pieces, wide)
         cycle = cache(partial(_cycle, bench, pieces, state))  # one set of programs serves every R
         for every in select_every:
             yield _slab(bench, pieces, keep, every, state, cycle)
         slab = jax.jit(partial(step.commit, pieces))(state).loop
-        yield _ordinary(bench, "committed", keep, loss, slab, bench.data)
+        yield ordinary(bench, "committed", keep, loss, slab, bench.data)
         data = {**bench.data, "masks": masking.random_masks(budget)}
-        yield _ordinary(
+        yield ordinary(
             bench, "masked", keep, masking.masked_loss(dense, bench.channels), wide, data
         )
 
@@ -114,9 +114,19 @@ def _many(one_step: Any, length: int) -> Any:
     return one_step if length == 1 else step.repeat(one_step, length)
 
 
-def _ordinary(
+def ordinary(
     bench: Bench, variant: str, keep: float, loss: LossFn, loop: step.LoopState, data: PyTree
 ) -> Variant:
+    """Compiles an ordinary training step.
+
+    Args:
+      bench: what all variants share.
+      variant: what the step is called.
+      keep: share of the channels that execute, for messages.
+      loss: of the network.
+      loop: its state.
+      data: the batch.
+    """
     one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
     program = compiled(_many(one_step, bench.dispatch), loop, data)
     name = f"{variant} at keep {keep:g}"
