@@ -109,7 +109,13 @@ def _pieces(
     )
 
 
-def _many(one_step: Any, length: int) -> Any:
+def many(one_step: Any, length: int) -> Any:
+    """So many steps in one dispatch.
+
+    Args:
+      one_step: ``(state, data) -> (state, metrics)``.
+      length: steps.
+    """
     # No scan around a single step: on the CPU its body would run about 20 times slower.
     return one_step if length == 1 else step.repeat(one_step, length)
 
@@ -128,7 +134,7 @@ def ordinary(
       data: the batch.
     """
     one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
-    program = compiled(_many(one_step, bench.dispatch), loop, data)
+    program = compiled(many(one_step, bench.dispatch), loop, data)
     name = f"{variant} at keep {keep:g}"
     contender = Contender(name, program.call, _own(loop), data, bench.dispatch)
     return _variant(variant, keep, None, [program], contender)
@@ -144,7 +150,7 @@ def _slab(
 ) -> Variant:
     name = f"slab at keep {keep:g}, select_every {every}"
     if every == 1:
-        fused = compiled(_many(partial(step.fused, pieces), bench.dispatch), state, bench.data)
+        fused = compiled(many(partial(step.fused, pieces), bench.dispatch), state, bench.data)
         contender = Contender(name, fused.call, _own(state), bench.data, bench.dispatch)
         return _variant("slab", keep, every, [fused], contender)
     scan = 1 if bench.dispatch == 1 else every
@@ -158,7 +164,7 @@ def _cycle(bench: Bench, pieces: step.Pieces, state: step.DceState, scan: int) -
     inside = jax.eval_shape(partial(step.enter, pieces), state)
     return [
         compiled(partial(step.enter, pieces), state, donate=False),
-        compiled(_many(partial(step.observe, pieces), scan), inside, bench.data),
+        compiled(many(partial(step.observe, pieces), scan), inside, bench.data),
         compiled(partial(step.leave, pieces), state, inside),
     ]
 

@@ -3,8 +3,8 @@
     python -m experiments.widths
     python -m experiments.widths --widths 24,28,31,32,33 --dtype bfloat16 --json widths.json
 
-Each contender is a 3x3 convolution of K channels to K channels, its gradients with respect to
-input and kernel, and an update of the kernel. They take turns, once each per round, on random
+Each contender is a step of gradient descent on a 3x3 convolution of K channels to K channels, its
+kernel and its images. They take turns, once each per round, on random
 images; what is compared are times of the same round.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,13 @@ from rich.table import Table
 
 from dce_jax import hardware
 from dce_jax.types import Array
-from experiments import display, machine, output, timing
+from experiments import display, machine, output, timing, variants
 from experiments.arguments import list_of
 from experiments.summary import NONE
 from experiments.timing import Contender
 
 _WIDTHS = "16,20,24,28,31,32,33,36,40,44,48,52,56,60,63,64,65,68,72,80,96,112,127,128,129,136,144"
+_DISPATCH = 20  # steps in one `lax.scan`, where this is not a CPU
 _EPILOG = """\
 How to read the table: "ms / MAC" is relative to the best width's. "not measurably faster than"
 names the widest convolution that this one does not beat, and the median over rounds of its time
@@ -43,36 +44,50 @@ Exit status: 0 done, 2 wrong input.
 """
 
 
-def update(kernel: Array, images: Array) -> tuple[Array, dict[str, Array]]:
-    """One step of gradient descent on a convolution's squared output.
+class Layer(NamedTuple):
+    """What one step of gradient descent changes.
 
-    Args:
+    Attributes:
       kernel: [3, 3, K, K].
-      images: [B, H, W, K].
-
-    Returns:
-      The kernel after it; ``loss``, and the gradient ``dx`` that a layer before would need.
+      images: [B, H, W, K]; they descend too, as a layer before would need their gradient.
     """
 
-    def loss(kernel: Array, images: Array) -> Array:
+    kernel: Array
+    images: Array
+
+
+def update(layer: Layer, data: None) -> tuple[Layer, dict[str, Array]]:
+    """One step of gradient descent on a convolution's mean squared output.
+
+    Args:
+      layer: before it.
+      data: nothing; images are part of the state.
+
+    Returns:
+      The layer after it, and ``loss``, float32[].
+    """
+    del data
+
+    def loss(layer: Layer) -> Array:
         y = lax.conv_general_dilated(
-            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            layer.images, layer.kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return jnp.mean(jnp.square(y.astype(jnp.float32)))
 
-    value, (dk, dx) = jax.value_and_grad(loss, argnums=(0, 1))(kernel, images)
-    return kernel - (0.01 * dk).astype(kernel.dtype), {"loss": value, "dx": dx}
+    value, grads = jax.value_and_grad(loss)(layer)
+    after = jax.tree.map(lambda x, dx: x - (0.01 * dx).astype(x.dtype), layer, grads)
+    return after, {"loss": value}
 
 
 def contender(width: int, *, batch: int, image_size: int, dtype: Any) -> Contender:
     """A convolution of ``width`` channels to as many, ready to be timed."""
     draw = np.random.default_rng(0)
-    shapes = (3, 3, width, width), (batch, image_size, image_size, width)
-    scale = 1 / np.sqrt(9 * width)
-    kernel = jnp.asarray(scale * draw.normal(size=shapes[0]), dtype)
-    images = jnp.asarray(draw.normal(size=shapes[1]), dtype)
-    call = timing.compiled(update, kernel, images).call
-    return Contender(f"width {width}", call, kernel, images, 1)
+    kernel = draw.normal(size=(3, 3, width, width)) / np.sqrt(9 * width)
+    images = draw.normal(size=(batch, image_size, image_size, width))
+    layer = Layer(jnp.asarray(kernel, dtype), jnp.asarray(images, dtype))
+    dispatch = 1 if jax.default_backend() == "cpu" else _DISPATCH
+    call = timing.compiled(variants.many(update, dispatch), layer, None).call
+    return Contender(f"width {width}", call, layer, None, dispatch)
 
 
 def rows(widths: Sequence[int], times_RV: npt.NDArray[np.float64]) -> list[dict[str, Any]]:

@@ -59,12 +59,12 @@ def test_widths_refuses_what_cannot_be_measured(words, message, capsys):
 
 def test_an_update_is_a_step_of_gradient_descent_on_the_squared_output():
     # Through a kernel of one entry that is not zero, the output is twice the input.
-    kernel, images = np.zeros((3, 3, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    kernel, images = np.zeros((3, 3, 1, 1), np.float32), np.full((1, 1, 1, 1), 3.0, np.float32)
     kernel[1, 1] = 2.0
-    after, metrics = widths.update(kernel, images)
-    assert float(metrics["loss"]) == 4.0
-    np.testing.assert_allclose(metrics["dx"].ravel(), [8.0])
-    np.testing.assert_allclose(np.asarray(after)[1, 1].ravel(), [2.0 - 0.01 * 4.0])
+    after, metrics = widths.update(widths.Layer(kernel, images), None)
+    assert float(metrics["loss"]) == 36.0
+    np.testing.assert_allclose(after.kernel[1, 1].ravel(), [2.0 - 0.01 * 2 * 6.0 * 3.0])
+    np.testing.assert_allclose(after.images.ravel(), [3.0 - 0.01 * 2 * 6.0 * 2.0])
 
 
 # Around a budget.
