@@ -61,15 +61,15 @@ def _one_hot(indices: Array, width: int) -> Array:
 
 
 def _product(x: Array, indices: Array, axis: int) -> Array:
-    # Byte by byte: bfloat16 holds 0 to 255 exactly and every sum has one term that is not zero, so
-    # the products are exact at any matmul precision, and no NaN or infinity meets a zero.
-    matrix = _one_hot(indices, x.shape[axis]).astype(jnp.bfloat16)
+    # Byte by byte: bfloat16, which a TPU multiplies in, holds 0 to 255 exactly and every sum has
+    # one term that is not zero. So one pass is exact, and no NaN or infinity meets a zero.
+    matrix = _one_hot(indices, x.shape[axis]).astype(jnp.float32)
     bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     found = jnp.zeros((), bits.dtype)
     for shift in range(0, 8 * x.dtype.itemsize, 8):
-        byte = ((bits >> shift) & 255).astype(jnp.bfloat16)
+        byte = ((bits >> shift) & 255).astype(jnp.float32)
         picked = lax.dot_general(
-            byte, matrix, (((axis,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            byte, matrix, (((axis,), (1,)), ((), ())), precision=lax.Precision.DEFAULT
         )
         byte = jnp.moveaxis(picked, -1, axis).astype(jnp.int32).astype(bits.dtype)
         found = found | (byte << shift)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from nets import batch, same_bits
 from steps import dense_setup, host, jitted
 
@@ -81,3 +82,15 @@ def test_entering_and_leaving_by_products_is_entering_and_leaving_by_index():
 def test_an_unknown_lookup_is_refused():
     with pytest.raises(ValueError, match="unknown lookup 'onehot': one of index, one_hot"):
         dense_setup(lookup="onehot")
+
+
+def test_a_run_by_products_ends_with_the_bits_of_a_run_by_index(tmp_path, monkeypatch):
+    product, counted = lookups._product, []
+    monkeypatch.setattr(lookups, "_product", lambda *args: counted.append(1) or product(*args))
+    with runs.lab(tmp_path) as lab:
+        _, by_index = lab.run()
+        assert not counted
+        _, by_product = lab.run(lookup="one_hot")
+    assert counted
+    first, second = runs.arrays_of(by_index), runs.arrays_of(by_product)
+    assert [name for name in first if first[name] != second[name]] == []
