@@ -23,7 +23,7 @@ class Bench(NamedTuple):
       module: the network at full width.
       channels: its channel map.
       tx: the optimizer.
-      data: {"image": float32[B, H, W, 3], "label": int32[B]} on the device.
+      data: {"image": float32[B, H, W, D], "label": int32[B]} on the device.
       dispatch: training steps per dispatch; 1 on the CPU (jax-ml/jax#12868).
     """
 
@@ -35,23 +35,32 @@ class Bench(NamedTuple):
 
 
 def prepare(
-    module: nn.Module, *, batch: int, image_size: int, learning_rate: float, dispatch: int
+    module: nn.Module,
+    *,
+    batch: int,
+    image_size: int,
+    learning_rate: float,
+    dispatch: int,
+    depth: int = 3,
+    classes: int = 10,
 ) -> Bench:
     """Puts random images on the device and builds what the variants share.
 
     Args:
-      module: the network at full width, with 10 classes.
+      module: the network at full width.
       batch: B.
       image_size: H = W.
       learning_rate: of `optimizer`.
       dispatch: training steps per dispatch.
+      depth: channels of an image.
+      classes: of the network.
 
     Raises:
       ValueError: the network refuses images of that size.
     """
     draw = np.random.default_rng(0)
-    images = draw.normal(size=(batch, image_size, image_size, 3)).astype(np.float32)
-    labels = draw.integers(10, size=batch).astype(np.int32)
+    images = draw.normal(size=(batch, image_size, image_size, depth)).astype(np.float32)
+    labels = draw.integers(classes, size=batch).astype(np.int32)
     data = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     # The named networks' maps are proved by the tests; here shapes suffice, and cost no seconds.
     channels = maps.build(module, forward.shapes(module, data["image"]))

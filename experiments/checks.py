@@ -2,10 +2,12 @@
 
 import difflib
 import math
+from typing import get_args
 
 from ml_collections import ConfigDict
 
 from dce_jax import allocate, networks, scores, signals
+from dce_jax.lookups import Lookup
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", "slimming")
 # What a training step gives away; every other signal is one of `dce_jax.signals`.
@@ -35,6 +37,7 @@ _CHOICES = {
     "target": TARGETS,
     "final": tuple(FINAL),
     "rate_over": ("steps", "macs"),
+    "lookup": get_args(Lookup),
     "scan": ("auto", "on", "off"),
     "sharding": ("replicated", "sharded"),
 }
@@ -49,6 +52,7 @@ _SMALLEST = {
     "validation": 0,
     "scoring": 0,
     "devices": 0,
+    "multiple_of": 0,
     "examples": 1,
     "image_size": 1,
     "steps": 1,

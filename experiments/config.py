@@ -36,7 +36,7 @@ def defaults() -> ConfigDict:
     config.scale = "mean"  # global: how layers compare: by their max | l2 | mean | none
     config.per_cost = False  # global: value a channel per MAC that it costs
     config.floor = 0.1  # global: no group gets less than this share of its channels
-    config.multiple_of = 1
+    config.multiple_of = 1  # budgets are multiples of it; 0: of what this device wants
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
     config.commit = 0.03  # share of the steps after which the selection is fixed; 1 = never
@@ -45,6 +45,7 @@ def defaults() -> ConfigDict:
     config.scoring = 0  # batches on which the whole network is scored for plans; 0: bandit's means
     config.sparsity = 1e-4  # slimming: L1 penalty on the norms' scales while all channels train
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
+    config.lookup = "index"  # how slabs are gathered: index | one_hot, with the same bits
     config.quiet = False  # whether consumers start to read a newcomer from zero
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit

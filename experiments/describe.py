@@ -25,7 +25,8 @@ from dce_jax import cost, forward, networks, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Widths
-from experiments import bench, output
+from experiments import bench, measured, output
+from experiments.budgeting import rounding, warnings
 from experiments.summary import MIB, NONE, si
 from experiments.timing import compiled
 
@@ -40,10 +41,14 @@ DATASETS: dict[str, tuple[int, int, int, int]] = {
 }
 """Data set -> (H, W, D, classes), so that no data is needed."""
 
+_DTYPE = "float32"
 _EPILOG = """\
 Training memory is XLA's account of one compiled step of SGD with momentum: arguments + outputs +
 temporaries - aliased. "compact" is the narrow network: what remains after the commit. While
 channels are still being selected, the full parameters and moments are held besides.
+
+With --measure, "ms / MAC" is relative to the full network's, and a candidate is "not measurably
+faster than" the costliest other that it does not beat: the interval of their paired ratio holds 1.
 
 Exit status: 0 done, 2 wrong input.
 """
@@ -178,26 +183,25 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--network", required=True, metavar="NAME", help=f"one of {', '.join(networks.NETWORKS)}")
     add("--dataset", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--keep", type=float, metavar="X", help="share of every group's channels (default: 0.5)"
-    )
-    either.add_argument(
-        "--macs", type=float, metavar="X", help="share of the dense MACs, met from below"
-    )
-    add("--multiple_of", type=int, default=1, metavar="N", help="budgets are multiples of N")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--keep", type=float, metavar="X", help="share of each group's channels (default: 0.5)")
+    either("--macs", type=float, metavar="X", help="share of the dense MACs, met from below")
+    multiple = "of every budget (default: 1); 0: what this device wants"
+    add("--multiple_of", type=int, default=1, metavar="N", help=multiple)
     add("--min_channels", type=int, default=1, metavar="N", help="no group gets fewer")
     add("--batch", type=int, default=64, metavar="N", help="of a training step (default: 64)")
+    seconds = "time training steps at the budget and around it for about so long (default: 60)"
+    add("--measure", type=float, nargs="?", const=60.0, metavar="SECONDS", help=seconds)
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 
 def _budget(arguments: argparse.Namespace, channels: ChannelMap, macs_of: Any) -> Budget:
-    rounding = {"multiple_of": arguments.multiple_of, "min_channels": arguments.min_channels}
+    allowed = rounding(arguments, channels.full, _DTYPE)
     if arguments.macs is not None:
-        return budgets.from_macs(channels.full, arguments.macs, macs_of, **rounding)
+        return budgets.from_macs(channels.full, arguments.macs, macs_of, **allowed)
     keep = 0.5 if arguments.keep is None else arguments.keep
-    return budgets.from_fraction(channels.full, keep, **rounding)
+    return budgets.from_fraction(channels.full, keep, **allowed)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
@@ -212,19 +216,27 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     budget = _budget(arguments, channels, partial(macs, module, image=image))
     with console.status("compiling both training steps"):
         found = describe(module, channels, budget, image, batch=arguments.batch)
+    if arguments.measure is not None:
+        found["measured"] = measured.measure(
+            module, budget, image, classes=classes, batch=arguments.batch, seconds=arguments.measure
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(group_table(found))
-    images = f"{height}x{width}x{depth}"
-    title = f"{arguments.network} on {arguments.dataset} ({images}), batch {arguments.batch}"
-    console.print(cost_table(found, title=title))
+    title = f"{arguments.network} on {arguments.dataset} ({height}x{width}x{depth})"
+    console.print(cost_table(found, title=f"{title}, batch {arguments.batch}"))
+    if arguments.measure is not None:
+        console.print(measured.table(found["measured"], title="measured, in turns"))
+    for warning in warnings(budget, _DTYPE):
+        console.print(f"warning: {warning}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        _run(arguments, Console())
+        # A table in a file or a pipe must not be folded at 80 columns.
+        _run(arguments, Console() if sys.stdout.isatty() else Console(width=120))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,7 +24,7 @@ from experiments import (
     scoring,
 )
 from experiments.blocks import Exploring, Progress
-from experiments.budgeting import allocation, forward_macs, macs_of
+from experiments.budgeting import allocation, forward_macs, macs_of, warnings
 from experiments.placement import Placement
 from experiments.programs import Programs
 from experiments.records import read_lines
@@ -65,7 +65,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         **_timings(programs, workdir),
         "device": machine.device(run.placement.devices),
         "versions": machine.versions(),
-        "notes": list(run.data.notes),
+        "notes": [*run.data.notes, *warnings(run.budget, run.config.dtype)],
         "command": config.command(run.config),
         "config": config.portable(run.config),
     }

@@ -110,6 +110,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         batch_fn=source.batch_fn,
         catch_up=optimizers.idle_rule(config, rate, steps, shapes["params"]),
         quiet=config.quiet,
+        lookup=config.lookup,
     )
     return Run(
         config=config,

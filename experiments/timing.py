@@ -171,3 +171,24 @@ def ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float6
     draws = np.random.default_rng(0).integers(len(paired), size=(RESAMPLES, len(paired)))
     low, high = np.quantile(np.median(paired[draws], axis=1), (0.025, 0.975))
     return Ratio(float(np.median(paired)), float(low), float(high))
+
+
+def overtaken(
+    times_RV: npt.NDArray[np.float64], costs: Sequence[int]
+) -> list[tuple[int, Ratio] | None]:
+    """For each contender, the costliest one that it is not measurably faster than.
+
+    Args:
+      times_RV: float64[rounds, contenders], as `interleave` returns them.
+      costs: of each contender, such as its MACs.
+
+    Returns:
+      Per contender the place of the costliest other whose paired ratio, this one over that one,
+      has an interval that reaches 1, and the ratio; None where it is faster than all of them.
+    """
+    found: list[tuple[int, Ratio] | None] = []
+    for i, cost_i in enumerate(costs):
+        larger = sorted((c, j) for j, c in enumerate(costs) if c > cost_i)
+        ratios = [(j, ratio(times_RV[:, i], times_RV[:, j])) for _, j in larger]
+        found.append(next((one for one in reversed(ratios) if one[1].high >= 1.0), None))
+    return found

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import (
     blocks,
+    budgeting,
     checks,
     config,
     data,
@@ -101,6 +102,8 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         session.interruptible() as asked,
     ):
         display.say(footprint.line(footprint.footprint(run)))
+        for warning in budgeting.warnings(run.budget, settings.dtype):
+            display.say(f"warning: {warning}")
         run, state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
         while done < run.steps:

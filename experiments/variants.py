@@ -21,7 +21,7 @@ from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from dce_jax import forward, scores, step
 from dce_jax.cost import tree_bytes
-from dce_jax.types import Array, PyTree
+from dce_jax.types import Array, LossFn, PyTree
 from experiments import masking, ranking
 from experiments.bench import Bench, initial, shapes
 from experiments.composed import Part, Variant, memory
@@ -136,7 +136,13 @@ def pieces(bench: Bench, budget: budgets.Budget, thin: nn.Module, signal: str) -
     )
 
 
-def _many(one_step: Any, length: int) -> Any:
+def many(one_step: Any, length: int) -> Any:
+    """So many steps in one dispatch.
+
+    Args:
+      one_step: ``(state, data) -> (state, metrics)``.
+      length: steps.
+    """
     # No scan around a single step: on the CPU its body would run about 20 times slower.
     return one_step if length == 1 else step.repeat(one_step, length)
 
@@ -149,16 +155,31 @@ def _ordinary(bench: Bench, place: Place, key: Key) -> Variant:
     if key.variant == "masked":
         loss = masking.masked_loss(loss, bench.channels)
         data["masks"] = masking.random_masks(place.budget)
-    one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
-    program = compiled(_many(one_step, bench.dispatch), shapes(bench, module), data)
-    start = partial(initial, bench, module)
+    name = f"{key.variant} at keep {key.keep:g}"
+    program, contender = ordinary(bench, name, module, loss, data)
     if key.variant == "committed":
         own = pieces(bench, place.budget, place.thin, SIGNAL)
-        start = partial(_committed, bench, own)
-    name = f"{key.variant} at keep {key.keep:g}"
-    parts = [Part(Contender(name, program.call, start, data, bench.dispatch), 1.0)]
+        contender = contender._replace(start=partial(_committed, bench, own))
     work = _place(bench, 1.0).macs if full else place.macs
-    return _variant(key, work, [program], parts)
+    return _variant(key, work, [program], [Part(contender, 1.0)])
+
+
+def ordinary(
+    bench: Bench, name: str, module: nn.Module, loss: LossFn, data: PyTree
+) -> tuple[Program, Contender]:
+    """Compiles an ordinary training step.
+
+    Args:
+      bench: what all variants share.
+      name: of the contender.
+      module: the network, at any width.
+      loss: of it.
+      data: the batch.
+    """
+    one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
+    program = compiled(many(one_step, bench.dispatch), shapes(bench, module), data)
+    start = partial(initial, bench, module)
+    return program, Contender(name, program.call, start, data, bench.dispatch)
 
 
 def _committed(bench: Bench, own: step.Pieces) -> step.LoopState:
@@ -171,7 +192,7 @@ def _slab(bench: Bench, place: Place, key: Key, cycle: Any) -> Variant:
     state = jax.eval_shape(partial(step.start_dce, own), shapes(bench, bench.module))
     name = f"slab at keep {key.keep:g}, {key.signal}"
     if key.select_every == 1:
-        fused = compiled(_many(partial(step.fused, own), bench.dispatch), state, bench.data)
+        fused = compiled(many(partial(step.fused, own), bench.dispatch), state, bench.data)
         start = partial(_exploring, bench, own)
         one = Contender(name, fused.call, start, bench.data, bench.dispatch)
         programs, parts = [fused], [Part(one, 1.0)]
@@ -196,7 +217,7 @@ def _cycle(
     state = jax.eval_shape(partial(step.start_dce, own), shapes(bench, bench.module))
     inside = jax.eval_shape(entering, state)
     enter = compiled(entering, state, donate=False)
-    inner = compiled(_many(partial(step.observe, own), scan), inside, bench.data)
+    inner = compiled(many(partial(step.observe, own), scan), inside, bench.data)
     leave = compiled(partial(step.leave, own), state, inside)
     start = partial(_exploring, bench, own)
     changing = partial(change_selection, enter, leave)

@@ -95,7 +95,9 @@ class Block(nn.Module):
     def _beside(self, x: jax.Array, train: bool) -> jax.Array:
         _, before, _, after, stride = self.place
         if self.shortcut == PADDING:
-            return pad_channels(self, x[:, ::stride, ::stride], before, after, self.widths[after])
+            # Indexing with a stride is a gather in jax 0.7.
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+            return pad_channels(self, x, before, after, self.widths[after])
         x = layers.conv(
             self.widths,
             before,
