@@ -181,4 +181,5 @@ def scans(run: Run) -> bool:
 def finite(state: PyTree) -> bool:
     """Whether every floating-point number of a state is finite."""
     leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return all(bool(np.isfinite(np.asarray(jnp.sum(x, dtype=jnp.float32)))) for x in leaves)
+    sums = jax.device_get([jnp.sum(x, dtype=jnp.float32) for x in leaves])  # fetched together
+    return bool(np.all(np.isfinite(np.array(sums))))

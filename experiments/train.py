@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
+    background,
     blocks,
     checks,
     config,
@@ -43,6 +44,7 @@ from experiments import (
     setup,
 )
 from experiments import placement as placing
+from experiments.background import Background
 from experiments.blocks import Exploring, Progress
 from experiments.display import progress
 from experiments.programs import Programs
@@ -98,14 +100,17 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     with (
         progress(name, run.steps, facts="compiling", quiet=not processes.first()) as display,
         session.interruptible() as asked,
+        background.opened() as writer,
     ):
         run, state, done = session.resume(run, programs, workdir, display.say)
         run = setup.starting_at(run, done)
         while done < run.steps:
             end = blocks.block_end(run, done)
             state, line = timed_block(run, programs, state, done, end)
-            check_finite(line, workdir)
-            record(run, state, workdir, line)
+            session.look(writer, workdir)
+            check_finite(line, workdir, writer)
+            with session.refusing_full_disk(workdir, writer):
+                record(run, state, workdir, line)
             display.update(line)
             begin, done = done, end
             if isinstance(state, Exploring) and done in plans.steps(run):
@@ -114,10 +119,12 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 state = blocks.commit(run, state)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
-                session.save(run, programs, state, workdir, done)
+                session.save(run, programs, state, workdir, done, writer=writer)
             if stop and done < run.steps:
+                session.settle(writer, workdir)
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None
+        session.settle(writer, workdir)
     return _finish(run, programs, state, workdir)
 
 
@@ -164,7 +171,7 @@ def timed_block(
     }
 
 
-def check_finite(line: dict[str, Any], workdir: Path) -> None:
+def check_finite(line: dict[str, Any], workdir: Path, writer: Background) -> None:
     """Stops a run whose loss is not a number any more.
 
     Raises:
@@ -172,6 +179,7 @@ def check_finite(line: dict[str, Any], workdir: Path) -> None:
     """
     if not np.isfinite(line["loss"]):
         first = line["step"] - line["steps"] + 1
+        background.rest(writer)
         raise TrainingError(
             f"loss is {line['loss']} in steps {first} to {line['step']}: lower learning_rate (now "
             f"{line['learning_rate']:.3g}) or lengthen warmup; {session.last_good(workdir)}"
@@ -184,10 +192,9 @@ def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> No
     channels = explored.line(run, known, line["step"]) if known is not None else None
     if not processes.first():
         return
-    with session.refusing_full_disk(workdir):
-        journal.append(workdir / session.METRICS, line)
-        if channels is not None:
-            journal.append(workdir / session.CHANNELS, channels)
+    journal.append(workdir / session.METRICS, line)
+    if channels is not None:
+        journal.append(workdir / session.CHANNELS, channels)
 
 
 def default_workdir(settings: ConfigDict) -> Path:
