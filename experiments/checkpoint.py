@@ -195,5 +195,6 @@ def _checksum(leaves: dict[str, npt.NDArray[Any]]) -> int:
     total = 0
     for name in sorted(leaves):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(leaves[name]).reshape(-1).view(np.uint8), total)
+        flat = np.ascontiguousarray(leaves[name]).reshape(-1).view(np.uint8)
+        total = zlib.crc32(flat.data, total)
     return total

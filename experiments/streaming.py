@@ -1,8 +1,10 @@
 """Batches streamed through Grain, for data that do not fit on the device."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,27 +71,40 @@ def _open(
     return read_ahead(run, threads=DECODERS if isinstance(split, Encoded) else _COPIERS)
 
 
+class _Feed(NamedTuple):
+    """``data_at`` over an iterator, and the seconds that it has waited until now."""
+
+    data_at: Callable[[int], PyTree]
+    waited: Callable[[], float]
+
+
 def _in_order(
     batches: Iterator[dict[str, Any]], *, start_step: int, steps: int, put: Callable[[Any], PyTree]
-) -> Callable[[int], PyTree]:
-    """``data_at`` over an iterator; one batch is always on its way to the device."""
-    expected, coming = start_step, None
+) -> _Feed:
+    """One batch is always on its way to the device, by a thread: no step waits for the next's."""
+    expected, waited = start_step, 0.0
+    thread = ThreadPoolExecutor(1, "to-device")
+    # The first batch is not read before it is asked for: a run may go on elsewhere.
+    coming: Future[PyTree] | None = None
+
+    def read() -> PyTree:
+        return put(next(batches))
 
     def data_at(step: int) -> PyTree:
-        nonlocal expected, coming
+        nonlocal expected, coming, waited
         if step != expected or step >= steps:
             raise ValueError(
                 f"the stream was asked for step {step}, but next is {expected} of {steps} steps; "
                 "open a new one with start_step to go elsewhere"
             )
-        # The first batch is not read before it is asked for: a run may go on elsewhere.
-        now = put(next(batches)) if coming is None else coming
+        begun = time.perf_counter()
+        now = (coming or thread.submit(read)).result()
+        waited += time.perf_counter() - begun
         expected += 1
-        if expected < steps:
-            coming = put(next(batches))
+        coming = thread.submit(read) if expected < steps else None
         return now
 
-    return data_at
+    return _Feed(data_at, lambda: waited)
 
 
 def stream(
@@ -153,5 +168,6 @@ def stream(
         )
 
     put = partial(placing.put_batch, placement)
-    data_at = _in_order(batches, start_step=start_step, steps=steps, put=put)
-    return Source(placing.batch_fn(placement, batch_fn), data_at, resident=False)
+    feed = _in_order(batches, start_step=start_step, steps=steps, put=put)
+    made = placing.batch_fn(placement, batch_fn)
+    return Source(made, feed.data_at, resident=False, waited=feed.waited)

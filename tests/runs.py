@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 
 from dce_jax import networks
 from dce_jax.networks import VGG
-from experiments import config, setup, train
+from experiments import config, setup, train, watch
 
-TIMES = ("ms_per_step", "compile_s", "step_ms_median", "peak_bytes")
+TIMES = (
+    *("ms_per_step", "compile_s", "step_ms_median", "peak_bytes", "host_ms_median"),
+    *("data_wait_ms_median", "between_ms_median", "profiled", *watch.KEYS),
+)
 """What may differ between two runs of one config."""
 
 FULL, HALF = {"conv0": 4, "conv1": 6}, {"conv0": 2, "conv1": 3}
@@ -108,7 +111,7 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
 def flags(patch: pytest.MonkeyPatch, settings: ConfigDict, workdir: Path | None) -> None:
     """What the command line of `experiments.train` would say; one process."""
     values = {"_CONFIG": settings, "_WORKDIR": workdir and str(workdir)}
-    values |= dict.fromkeys(("_COORDINATOR", "_PROCESSES", "_PROCESS"))
+    values |= dict.fromkeys(("_COORDINATOR", "_PROCESSES", "_PROCESS", "_PROFILE"))
     for name, value in values.items():
         patch.setattr(train, name, SimpleNamespace(value=value))
 

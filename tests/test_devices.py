@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import runs
 
-from experiments import blocks, data, placement, session, setup, train
+from experiments import background, blocks, data, placement, session, setup, train
 from experiments.collectives import collectives, is_gradient
 from experiments.programs import Programs
 
