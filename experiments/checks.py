@@ -51,6 +51,7 @@ _SMALLEST = {
     "devices": 0,
     "examples": 1,
     "image_size": 1,
+    "threads": 1,
     "steps": 1,
 }
 _FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")

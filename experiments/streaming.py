@@ -63,12 +63,19 @@ def _part(cut: Any, *, batch_size: int, rows: slice) -> Any:
 
 
 def _open(
-    split: Split | Encoded, *, batch_size: int, steps: int, rows: slice, seed: int, start_step: int
+    split: Split | Encoded,
+    *,
+    batch_size: int,
+    steps: int,
+    rows: slice,
+    seed: int,
+    start_step: int,
+    threads: int,
 ) -> Iterator[dict[str, Any]]:
     """Host batches of the steps from ``start_step`` on, read ahead by threads."""
     epoch = _batches(split, batch_size=batch_size, rows=rows, seed=seed)
     run = epoch.repeat(-(-steps // len(epoch))).slice(slice(start_step, steps))
-    return read_ahead(run, threads=DECODERS if isinstance(split, Encoded) else _COPIERS)
+    return read_ahead(run, threads=threads if isinstance(split, Encoded) else _COPIERS)
 
 
 class _Feed(NamedTuple):
@@ -117,6 +124,7 @@ def stream(
     std: Sequence[float],
     augment: Augment,
     start_step: int = 0,
+    threads: int | None = None,
     dtype: Any = jnp.float32,
     placement: Placement = _ONE,
 ) -> Source:
@@ -135,6 +143,8 @@ def stream(
       std: per channel.
       augment: crop and flip.
       start_step: first step that will be asked for; earlier ones are not read.
+      threads: that decode encoded images, one batch each, while twice as many batches may wait;
+        None: as many as the machine has processors, at most 32. The batches do not depend on it.
       dtype: of the images in a batch.
       placement: a process reads only the examples that its own devices take.
 
@@ -143,16 +153,23 @@ def stream(
       ValueError otherwise.
 
     Raises:
-      ValueError: see ``batches.check_run``; or start_step is not in 0 .. steps - 1. Later,
-        from ``data_at``, an encoded image that cannot be read.
+      ValueError: see ``batches.check_run``; start_step is not in 0 .. steps - 1, or less than
+        one thread. Later, from ``data_at``, an encoded image that cannot be read.
       ModuleNotFoundError: Grain is not installed.
     """
     check_run(count=split.num_images, batch_size=batch_size, steps=steps, seed=seed)
     if not 0 <= start_step < steps:
         raise ValueError(f"start_step is {start_step}, but steps are 0 .. {steps - 1}")
-    rows = placing.rows_of(placement, batch_size)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}: at least 1 must decode")
     batches = _open(
-        split, batch_size=batch_size, steps=steps, rows=rows, seed=seed, start_step=start_step
+        split,
+        batch_size=batch_size,
+        steps=steps,
+        rows=placing.rows_of(placement, batch_size),
+        seed=seed,
+        start_step=start_step,
+        threads=threads or DECODERS,
     )
 
     def batch_fn(data: PyTree, step: Array, key: Array) -> dict[str, Array]:
