@@ -89,8 +89,7 @@ def _medians(some: Sequence[dict[str, float]]) -> dict[str, float]:
 def _state(network: str) -> PyTree:
     """A dense run's state; its numbers do not matter, its shapes do."""
     module = networks.build(network, num_classes=10)
-    side = 224 if network in ("resnet18", "resnet50", "mobilenetv2") else 32
-    shared = bench.prepare(module, batch=1, image_size=side, learning_rate=0.1, dispatch=1)
+    shared = bench.prepare(module, batch=1, image_size=32, learning_rate=0.1, dispatch=1)
     return jax.block_until_ready(bench.initial(shared, module))
 
 

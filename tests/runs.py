@@ -28,7 +28,7 @@ TIMES = (
 FULL, HALF = {"conv0": 4, "conv1": 6}, {"conv0": 2, "conv1": 3}
 
 
-def tiny(*, num_classes, dtype, width):
+def tiny(*, num_classes, dtype=np.float32, width=1.0):
     """conv 4, pool, conv 6, pool, head: for 4x4 images."""
     del width
     return VGG(depths=(1, 1), widths=FrozenDict(FULL), num_classes=num_classes, dtype=dtype)
