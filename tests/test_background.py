@@ -181,6 +181,24 @@ def test_a_full_disk_surfaces_at_the_next_block(lab, tmp_path, monkeypatch):
     runs.same_end(plain, tmp_path)
 
 
+@pytest.mark.parametrize(("stop", "call", "kept"), [(5, 1, []), (None, 3, [5, 10])])
+def test_the_last_checkpoint_that_cannot_be_written_is_told(
+    lab, tmp_path, monkeypatch, stop, call, kept
+):
+    calls, save = [], checkpoint.ocp.save
+
+    def failing(*args):
+        calls.append(args)
+        return fails() if len(calls) == call else save(*args)
+
+    monkeypatch.setattr(checkpoint.ocp, "save", failing)
+    config = runs.settings(lab.images, method="dce", stop_after=stop)
+    with pytest.raises(TrainingError, match="the disk is full"):
+        train.train(config, tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == kept
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_a_run_that_stops_waits_for_its_last_checkpoint(lab, tmp_path, gate):
     opened, _ = gate
     timer = threading.Timer(0.3, opened.set)
