@@ -34,7 +34,8 @@ _NAME, _CLASSES = "imagenet2012", 1000
 _EPILOG = """\
 How to read the table: "wait" is the share of time in which the training loop had no batch, and
 "both / slower" how much of the slower one's own speed is left when both run: 1.00 is perfect
-overlap. A step of rate 0.5 takes twice as long as the pipeline needs for a batch. Files come from
+overlap. A step of rate 0.5 takes twice as long as the pipeline needs for a batch. The loop runs
+ahead of a network's steps, so its waits cost nothing unless "both / slower" falls. Files come from
 the page cache: a disk's own speed is not part of it.
 
 Leave the machine alone while it measures. Exit status: 0 done, 2 wrong input.
