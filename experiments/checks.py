@@ -55,6 +55,7 @@ _SMALLEST = {
     "multiple_of": 0,
     "examples": 1,
     "image_size": 1,
+    "threads": 1,
     "steps": 1,
 }
 _FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")

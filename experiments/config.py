@@ -9,7 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-_FREE = ("data_dir", "stop_after", "devices", "sharding")  # a run may go on with others of these
+_FREE = (
+    "data_dir",
+    "stop_after",
+    "devices",
+    "sharding",
+    "threads",
+)  # a run may go on with others of these
 
 
 def defaults() -> ConfigDict:
@@ -24,6 +30,7 @@ def defaults() -> ConfigDict:
     config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
     config.data_dir = config_dict.placeholder(str)  # TFDS data directory
     config.image_size = config_dict.placeholder(int)  # TFDS images of many sizes: cut to this side
+    config.threads = config_dict.placeholder(int)  # that decode them; else: processors, up to 32
     config.validation = 0  # training images held out and evaluated instead of the test split
     config.examples = config_dict.placeholder(int)  # train on so many images only
     config.seed = 0

@@ -1,7 +1,5 @@
 """What a run ends with: the compact model, `result.json` and `layers.json`."""
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from experiments import (
     plans,
     redundancy,
     scoring,
+    watch,
 )
 from experiments.blocks import Exploring, Progress
 from experiments.budgeting import allocation, forward_macs, macs_of, warnings
@@ -144,20 +143,29 @@ def _costs(run: Run) -> dict[str, Any]:
 
 def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
     lines = read_lines(workdir / "metrics.jsonl")
-    steady = [line for line in lines if line["steps"] >= _STEADY and line.get("compile_s") == 0.0]
-    explore = [x["ms_per_step"] for x in steady if x["phase"] == blocks.EXPLORE]
-    plain = [x["ms_per_step"] for x in steady if x["phase"] != blocks.EXPLORE]
+    steady = [
+        line
+        for line in lines
+        if line["steps"] >= _STEADY and line.get("compile_s") == 0.0 and not line.get("profiled")
+    ]
+    phases = {
+        blocks.EXPLORE: [x for x in steady if x["phase"] == blocks.EXPLORE],
+        blocks.COMMIT: [x for x in steady if x["phase"] != blocks.EXPLORE],
+    }
     peaks = [facts.peak_bytes for facts in programs.facts.values() if facts.peak_bytes is not None]
+
+    def by_phase(key: str) -> dict[str, float | None]:
+        return {phase: watch.median(some, key) for phase, some in phases.items()}
+
     return {
-        "step_ms_median": {"explore": _median(explore), "commit": _median(plain)},
+        "step_ms_median": by_phase("ms_per_step"),
+        "host_ms_median": by_phase("host_ms"),
+        "data_wait_ms_median": by_phase("data_wait_ms"),
+        "between_ms_median": by_phase("between_ms"),
         "compile_s": sum(facts.seconds for facts in programs.facts.values()),
         "peak_bytes": max(peaks, default=None),
         "compilations": dict(sorted(programs.counts.items())),
     }
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
 
 
 def _layers(run: Run, selection: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -153,6 +153,7 @@ def open_source(
         mean=data.mean,
         std=data.std,
         augment=augmentation(config),
+        threads=config.threads,
         placement=placement or Placement(),
     )
 

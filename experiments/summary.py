@@ -66,6 +66,24 @@ def step_ms(result: Result) -> tuple[float | None, float | None]:
     return times.get("explore"), times.get("commit")
 
 
+def host(result: Result) -> list[tuple[str, str, str]]:
+    """What the host does about a step (`experiments.watch`), where a result tells."""
+
+    def ms(value: float | None) -> str:
+        return NONE if value is None else f"{value:.2f} ms"
+
+    found = []
+    for key, said in (
+        ("host_ms_median", "dispatching"),
+        ("data_wait_ms_median", "waiting for a batch"),
+        ("between_ms_median", "between two blocks"),
+    ):
+        times = result.get(key) or {}
+        shown = " / ".join(ms(times.get(phase)) for phase in ("explore", "commit"))
+        found += [(f"host per step, {said}, exploring / committed", shown, NONE)] if times else []
+    return found
+
+
 def summary(result: Result) -> list[tuple[str, str, str]]:
     """The figures of one run: (quantity, compact or this run, full width or dense)."""
     times = dict(zip(("exploring", "committed"), step_ms(result), strict=True))
@@ -84,6 +102,7 @@ def summary(result: Result) -> list[tuple[str, str, str]]:
             (f"median step, {phase}", NONE if ms is None else f"{ms:.1f} ms", NONE)
             for phase, ms in times.items()
         ),
+        *host(result),
         ("memory of the largest step", NONE if peak is None else f"{peak / MIB:.1f} MiB", NONE),
         ("time to compile", NONE if seconds is None else f"{seconds:.1f} s", NONE),
         (
