@@ -149,7 +149,7 @@ def opened(arguments: argparse.Namespace) -> Bench:
     """
     module = networks.build(arguments.network, num_classes=10, dtype=jnp.dtype(arguments.dtype))
     return bench.prepare(
-        module.clone(remat=arguments.remat),
+        module.clone(remat=True) if arguments.remat else module,
         batch=arguments.batch,
         image_size=arguments.image_size,
         learning_rate=arguments.learning_rate,

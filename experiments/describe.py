@@ -25,9 +25,10 @@ from dce_jax import cost, forward, networks, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Widths
-from experiments import bench, measured, output
-from experiments.budgeting import rounding, warnings
-from experiments.summary import MIB, NONE, si
+from experiments import bench, footprint, measured, output
+from experiments.budgeting import forward_macs, macs_of, rounding, warnings
+from experiments.footprint import mib
+from experiments.summary import NONE, si
 from experiments.timing import compiled
 
 DATASETS: dict[str, tuple[int, int, int, int]] = {
@@ -44,7 +45,8 @@ DATASETS: dict[str, tuple[int, int, int, int]] = {
 _DTYPE = "float32"
 _EPILOG = """\
 Training memory is XLA's account of one compiled step of SGD with momentum: arguments + outputs +
-temporaries - aliased. "compact" is the narrow network: what remains after the commit. While
+temporaries - aliased; "kept" is what the backward pass finds before XLA decides what to compute
+again. "compact" is the narrow network: what remains after the commit. While
 channels are still being selected, the full parameters and moments are held besides.
 
 With --measure, "ms / MAC" is relative to the full network's, and a candidate is "not measurably
@@ -67,19 +69,6 @@ def image_shape(dataset: str) -> tuple[int, int, int, int]:
     return DATASETS[dataset]
 
 
-def macs(module: nn.Module, widths: Widths, image: jax.ShapeDtypeStruct) -> int:
-    """MACs of one forward pass at given widths; nothing is allocated.
-
-    Args:
-      module: the network.
-      widths: group -> channels.
-      image: float32[1, H, W, D].
-    """
-    narrow = maps.with_widths(module, widths)
-    variables = nn.unbox(forward.shapes(narrow, image))
-    return cost.macs(lambda v, x: narrow.apply(v, x), variables, image)
-
-
 def train_bytes(
     module: nn.Module, widths: Widths, image: jax.ShapeDtypeStruct, *, batch: int
 ) -> int | None:
@@ -97,13 +86,17 @@ def train_bytes(
     narrow = maps.with_widths(module, widths)
     tx = bench.optimizer(0.1)
     loop = jax.eval_shape(partial(bench.start, narrow, tx), jax.random.key(0), image)
-    data = {
+    loss = forward.classification_loss(narrow)
+    plain = partial(step.plain, tx, loss, step.whole_batch)
+    memory = compiled(plain, loop, _batch(image, batch)).memory
+    return None if memory is None else cost.peak_bytes(memory)
+
+
+def _batch(image: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
         "image": jax.ShapeDtypeStruct((batch, *image.shape[1:]), image.dtype),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
     }
-    loss = forward.classification_loss(narrow)
-    memory = compiled(partial(step.plain, tx, loss, step.whole_batch), loop, data).memory
-    return None if memory is None else cost.peak_bytes(memory)
 
 
 def describe(
@@ -128,10 +121,12 @@ def describe(
         }
     }
     for name, widths in (("full", budget.full), ("compact", budget.compact)):
-        shapes = nn.unbox(forward.shapes(maps.with_widths(module, widths), image))
+        narrow = maps.with_widths(module, widths)
+        shapes = nn.unbox(forward.shapes(narrow, image))
         maps.check_shapes(channels, widths, shapes)
         found[f"params_{name}"] = cost.parameters(shapes["params"])
-        found[f"macs_{name}"] = macs(module, widths, image)
+        found[f"macs_{name}"] = forward_macs(narrow, image)
+        found[f"kept_bytes_{name}"] = footprint.kept(narrow, shapes, _batch(image, batch))
         found[f"train_bytes_{name}"] = train_bytes(module, widths, image, batch=batch)
     return found
 
@@ -163,7 +158,8 @@ def cost_table(found: dict[str, Any], *, title: str) -> Table:
     for name, key, show in (
         ("parameters", "params", si),
         ("MACs, forward, one example", "macs", si),
-        ("memory of a training step", "train_bytes", lambda value: f"{value / MIB:.1f} MiB"),
+        ("kept for the backward pass", "kept_bytes", mib),
+        ("memory of a training step", "train_bytes", mib),
     ):
         full, compact = found[f"{key}_full"], found[f"{key}_compact"]
         if full is None or compact is None:
@@ -213,7 +209,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     module = networks.build(arguments.network, num_classes=classes)
     image = jax.ShapeDtypeStruct((1, height, width, depth), jnp.float32)
     channels = maps.build(module, forward.shapes(module, image))
-    budget = _budget(arguments, channels, partial(macs, module, image=image))
+    budget = _budget(arguments, channels, macs_of(module, image))
     with console.status("compiling both training steps"):
         found = describe(module, channels, budget, image, batch=arguments.batch)
     if arguments.measure is not None:

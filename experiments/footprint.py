@@ -38,16 +38,16 @@ def footprint(run: Run) -> Footprint:
         whole=_state_bytes(run, run.shapes) if slabs else 0,
         training=_state_bytes(run, shapes),
         batch=cost.tree_bytes(_batch(run)),
-        kept=_kept(run, trained, shapes),
+        kept=kept(trained, shapes, _batch(run)),
     )
 
 
 def line(found: Footprint) -> str:
     """One line for the terminal."""
-    whole = f"full-width state {_mib(found.whole)}, slab " if found.whole else "state "
+    whole = f"full-width state {mib(found.whole)}, slab " if found.whole else "state "
     return (
-        f"memory of a step: {whole}{_mib(found.training)}, batch {_mib(found.batch)}, "
-        f"kept for the backward pass at most {_mib(found.kept)}"
+        f"memory of a step: {whole}{mib(found.training)}, batch {mib(found.batch)}, "
+        f"kept for the backward pass at most {mib(found.kept)}"
     )
 
 
@@ -63,14 +63,22 @@ def _batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _kept(run: Run, module: nn.Module, variables: PyTree) -> int:
+def kept(module: nn.Module, variables: PyTree, batch: PyTree) -> int:
+    """Bytes that the loss's backward pass finds (`cost.kept_bytes`).
+
+    Args:
+      module: the network.
+      variables: its collections, unboxed, or their shapes.
+      batch: images and labels, or their shapes.
+    """
     loss = forward.classification_loss(module)
 
     def value(params: PyTree, state: PyTree, batch: PyTree) -> jax.Array:
         return loss(params, state, {}, batch, train_key(0))[0]
 
-    return cost.kept_bytes(value, variables["params"], model_state(variables), _batch(run))
+    return cost.kept_bytes(value, variables["params"], model_state(variables), batch)
 
 
-def _mib(size: int) -> str:
+def mib(size: float) -> str:
+    """Bytes as MiB."""
     return f"{size / MIB:.1f} MiB"

@@ -77,7 +77,9 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         num_classes=data.num_classes,
         dtype=jnp.dtype(config.dtype),
         width=config.width,
-    ).clone(remat=config.remat)
+    )
+    if config.remat:
+        module = module.clone(remat=True)
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     channels = probe.channel_map(module, example)
     target = budgeting.make_budget(config, module, example)

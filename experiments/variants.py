@@ -24,8 +24,8 @@ from dce_jax.cost import tree_bytes
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import masking, ranking
 from experiments.bench import Bench, initial, shapes
+from experiments.budgeting import forward_macs
 from experiments.composed import Part, Variant, memory
-from experiments.describe import macs
 from experiments.timing import Contender, Program, compiled
 
 SIGNAL = "norm_taylor"
@@ -105,9 +105,8 @@ def build(bench: Bench, asked: Sequence[Key]) -> Iterator[Variant]:
 
 def _place(bench: Bench, keep: float) -> Place:
     budget = budgets.from_fraction(bench.channels.full, keep)
-    example = jax.ShapeDtypeStruct((1, *bench.data["image"].shape[1:]), bench.data["image"].dtype)
     thin = maps.with_widths(bench.module, budget.compact)
-    return Place(keep, budget, thin, macs(bench.module, budget.compact, example))
+    return Place(keep, budget, thin, forward_macs(thin, bench.data["image"]))
 
 
 def pieces(bench: Bench, budget: budgets.Budget, thin: nn.Module, signal: str) -> step.Pieces:
