@@ -1,6 +1,5 @@
 """Checkpoints that are written by a thread: when, in which order, of which numbers, and errors."""
 
-import errno
 import threading
 from functools import partial
 
@@ -8,27 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
+from gates import fails, gate
 
-from experiments import background, checkpoint, session, train
-from experiments.session import TrainingError
+from experiments import background, checkpoint
+
+__all__ = ["gate"]
 
 TEMPLATE = {"x": jax.ShapeDtypeStruct((4096,), jnp.float32)}
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Orbax's writer, which waits until it is let go."""
-    opened, begun, save = threading.Event(), threading.Event(), checkpoint.ocp.save
-
-    def slow(*args):
-        begun.set()
-        assert opened.wait(60)
-        return save(*args)
-
-    monkeypatch.setattr(checkpoint.ocp, "save", slow)
-    yield opened, begun
-    opened.set()
 
 
 def restored(directory):
@@ -89,10 +74,6 @@ def test_leaving_waits_for_what_is_being_written(tmp_path, gate):
     timer.join()
 
 
-def fails():
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_errors_are_kept_until_somebody_looks_and_told_once():
     with background.opened() as writer:
         background.begin(writer, fails)
@@ -113,97 +94,3 @@ def test_looking_does_not_wait():
         background.look(writer)
         assert writer.pending
         held.set()
-
-
-# The main job
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def plain(lab):
-    return lab.run(method="dce")[1]
-
-
-def test_steps_go_on_while_a_checkpoint_is_written(lab, plain, tmp_path, gate, monkeypatch):
-    opened, begun = gate
-    seen, record = [], train.record
-
-    def watching(run, state, workdir, line):
-        seen.append((line["step"], checkpoint.steps(workdir / "checkpoints")))
-        if line["step"] == 10:
-            assert begun.is_set()
-            opened.set()
-        record(run, state, workdir, line)
-
-    monkeypatch.setattr(train, "record", watching)
-    train.train(runs.settings(lab.images, method="dce"), tmp_path / "w")
-    assert seen[:2] == [(5, []), (10, [])]  # the one of step 5 is not there yet
-    assert checkpoint.steps(tmp_path / "w/checkpoints") == [5, 10, 12]
-    runs.same_end(plain, tmp_path / "w")
-
-
-def test_a_full_disk_surfaces_at_the_next_block(lab, tmp_path, monkeypatch):
-    calls, save = [], checkpoint.ocp.save
-    looked, record = session.look, train.record
-
-    def failing(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            fails()
-        return save(*args)
-
-    def resting(writer, workdir):
-        background.rest(writer)  # however slow the disk, it has refused before the block ends
-        looked(writer, workdir)
-
-    def recording(run, state, workdir, line):
-        steps.append(line["step"])
-        record(run, state, workdir, line)
-
-    steps = []
-    monkeypatch.setattr(checkpoint.ocp, "save", failing)
-    monkeypatch.setattr(session, "look", resting)
-    monkeypatch.setattr(train, "record", recording)
-    config = runs.settings(lab.images, method="dce", block=2, select_every=2)
-    with pytest.raises(TrainingError, match=r"the disk is full\. Make room and start") as caught:
-        train.train(config, tmp_path)
-    assert "the last good checkpoint, of step 2, is kept" in str(caught.value)
-    assert checkpoint.steps(tmp_path / "checkpoints") == [2]
-    assert steps == [2, 4]
-    monkeypatch.setattr(checkpoint.ocp, "save", save)
-    train.train(config, tmp_path)
-    _, plain = lab.run(method="dce", block=2, select_every=2)
-    runs.same_end(plain, tmp_path)
-
-
-@pytest.mark.parametrize(("stop", "call", "kept"), [(5, 1, []), (None, 3, [5, 10])])
-def test_the_last_checkpoint_that_cannot_be_written_is_told(
-    lab, tmp_path, monkeypatch, stop, call, kept
-):
-    calls, save = [], checkpoint.ocp.save
-
-    def failing(*args):
-        calls.append(args)
-        return fails() if len(calls) == call else save(*args)
-
-    monkeypatch.setattr(checkpoint.ocp, "save", failing)
-    config = runs.settings(lab.images, method="dce", stop_after=stop)
-    with pytest.raises(TrainingError, match="the disk is full"):
-        train.train(config, tmp_path)
-    assert checkpoint.steps(tmp_path / "checkpoints") == kept
-    assert not (tmp_path / "result.json").exists()
-
-
-def test_a_run_that_stops_waits_for_its_last_checkpoint(lab, tmp_path, gate):
-    opened, _ = gate
-    timer = threading.Timer(0.3, opened.set)
-    timer.start()
-    config = runs.settings(lab.images, method="dce", stop_after=5)
-    assert train.train(config, tmp_path) is None
-    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
-    timer.join()

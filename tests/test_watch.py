@@ -3,10 +3,8 @@
 import time
 
 import pytest
-import runs
-from rich.console import Console
 
-from experiments import blocks, data, journal, result, setup, summary, train, watch
+from experiments import journal, result, summary, train, watch
 from experiments.watch import Marks
 
 
@@ -74,39 +72,3 @@ def test_the_table_shows_them_and_results_without_them_have_no_rows():
         ("host per step, dispatching, exploring / committed", "0.50 ms / -", "-")
     ]
     assert summary.host({}) == []
-
-
-def test_a_run_prints_and_stores_them(tmp_path):
-    with runs.lab(tmp_path) as lab:
-        found, workdir = lab.run(method="dce", block=20, steps=100)
-    console = Console(record=True, width=160)
-    summary.print_result(found, console)
-    text = console.export_text()
-    for said in ("dispatching", "waiting for a batch", "between two blocks"):
-        assert f"host per step, {said}, exploring / committed" in text
-    for line in runs.lines(workdir / "metrics.jsonl"):
-        assert line["host_ms"] > 0
-        assert line["data_wait_ms"] == 0.0  # the images live on the device
-        assert (line["between_ms"] is None) == (line["step"] == line["steps"])
-    assert found["host_ms_median"]["commit"] > 0
-    assert found["between_ms_median"]["commit"] > 0
-
-
-def test_waiting_for_batches_is_told_per_block(tmp_path, monkeypatch):
-    with runs.lab(tmp_path) as lab:
-        monkeypatch.setattr("experiments.pipeline.device_memory", lambda: 1)
-        config = runs.settings(lab.images, method="dense")
-        run = setup.build(config, data.load(config.dataset, data_dir=None))
-        slow = run.source.data_at
-
-        def dawdling(step):
-            time.sleep(0.02)
-            return slow(step)
-
-        run = run._replace(source=run.source._replace(data_at=dawdling))
-        _, line = watch.timed_block(
-            run, train.Programs(), blocks.start(run), 0, 5, ended=None, traced=False
-        )
-    # The stream's own wait is counted, not what stands around it.
-    assert line["data_wait_ms"] == pytest.approx(1e3 * run.source.waited() / 5)
-    assert line["data_wait_ms"] > 0
