@@ -125,7 +125,7 @@ def test_per_example_signals_need_no_memory_of_their_own():
     wide = bench.initial(shared, module)
 
     def temporaries(signal):
-        pieces = variants.pieces(shared, half, thin, wide, signal)
+        pieces = variants.pieces(shared, half, thin, signal)
         inside = jax.eval_shape(partial(step.enter, pieces), step.start_dce(pieces, wide))
         program = timing.compiled(partial(step.observe, pieces), inside, shared.data)
         return program.memory.temporaries

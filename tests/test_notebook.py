@@ -8,7 +8,7 @@ import jax
 import nbformat
 from nbclient import NotebookClient
 
-from experiments import benchmark, widths
+from experiments import bench_options, benchmark, widths
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "quickstart.ipynb"
 
@@ -57,6 +57,7 @@ def test_what_the_notebook_times_on_an_accelerator_are_commands_that_exist(monke
 
 
 def _parsed(module, asked, words):
-    arguments = module._parser().parse_args(words)
+    parser = bench_options.parser() if module is benchmark else module._parser()
+    arguments = parser.parse_args(words)
     asked[module.__name__.rpartition(".")[2]] = arguments
     return 0
