@@ -156,6 +156,32 @@ def peak_bytes(memory: Memory) -> int:
     return memory.arguments + memory.outputs + memory.temporaries - memory.aliased
 
 
+def kept_bytes(fn: Callable[..., Any], params: PyTree, *args: Any) -> int:
+    """Bytes that the backward pass of ``fn(params, *args)`` finds from its forward pass.
+
+    What `jax.vjp` keeps, before XLA decides what to compute again and what to write to memory; it
+    holds the arguments that are read again, such as kernels. Traced, not run and not compiled.
+
+    Args:
+      fn: its value is differentiated with respect to ``params``.
+      params: arrays or `jax.ShapeDtypeStruct` trees of floats.
+      *args: the same, of anything.
+
+    Returns:
+      Bytes.
+    """
+
+    def kept(params: PyTree, *args: Any) -> Any:
+        return jax.vjp(lambda params: fn(params, *args), params)[1]
+
+    return tree_bytes(jax.eval_shape(kept, params, *args))
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _walk(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yields (scopes, MACs) of each product and convolution, in order of execution."""
     for eqn in jaxpr.eqns:

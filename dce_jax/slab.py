@@ -1,7 +1,8 @@
 """Gather and scatter: the way into slab space and back, an exact inverse pair.
 
 Both work on any tree that has a names tree (`ChannelMap.names`, `moments.optimizer_names`):
-parameters, optimizer moments and model state alike.
+parameters, optimizer moments and model state alike. Either of two lookups carries them, bit for
+bit the same (`dce_jax.lookups`): by index, or as a product with a one-hot matrix.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dce_jax import lookups
 from dce_jax.budget import Budget, check_group
 from dce_jax.channels import AxisNames
+from dce_jax.lookups import Lookup
 from dce_jax.types import Array, PyTree, Selection, Widths
 
 
-def gather(tree: PyTree, names: PyTree, selection: Selection, full: Widths) -> PyTree:
+def gather(
+    tree: PyTree, names: PyTree, selection: Selection, full: Widths, *, lookup: Lookup = "index"
+) -> PyTree:
     """Cuts every leaf down to the selected channels.
 
     Args:
@@ -23,15 +28,30 @@ def gather(tree: PyTree, names: PyTree, selection: Selection, full: Widths) -> P
       names: `AxisNames` per leaf of ``tree``.
       selection: group -> int32[K]; groups that are absent stay whole.
       full: group -> C.
+      lookup: how entries are found; the slab's bits are the same.
 
     Returns:
       The slab, of the same structure and dtypes.
     """
-    return jax.tree.map(lambda leaf, name: _gather(leaf, name, selection, full), tree, names)
+
+    def one(leaf: Array, name: AxisNames) -> Array:
+        # The last axis first: its entries lie side by side, so the pass over the whole leaf is
+        # cheap.
+        for axis, chosen in reversed(_cuts(name, selection, full)):
+            leaf = lookups.take(jnp.asarray(leaf), chosen, axis, lookup, unique=True)
+        return leaf
+
+    return jax.tree.map(one, tree, names)
 
 
 def scatter(
-    tree: PyTree, slab: PyTree, names: PyTree, selection: Selection, full: Widths
+    tree: PyTree,
+    slab: PyTree,
+    names: PyTree,
+    selection: Selection,
+    full: Widths,
+    *,
+    lookup: Lookup = "index",
 ) -> PyTree:
     """Writes a slab back; entries that were not selected keep their bits.
 
@@ -41,13 +61,16 @@ def scatter(
       names: as in `gather`.
       selection: as in `gather`.
       full: as in `gather`.
+      lookup: as in `gather`.
 
     Returns:
       The full-width tree with the slab's values in the selected places.
     """
-    return jax.tree.map(
-        lambda leaf, part, name: _scatter(leaf, part, name, selection, full), tree, slab, names
-    )
+
+    def one(leaf: Array, part: Array, name: AxisNames) -> Array:
+        return _scatter(leaf, part, _cuts(name, selection, full), lookup)
+
+    return jax.tree.map(one, tree, slab, names)
 
 
 def check_selection(selection: Selection, budget: Budget) -> None:
@@ -95,37 +118,17 @@ def _cuts(name: AxisNames, selection: Selection, full: Widths) -> list[tuple[int
     return [(axis, chosen) for axis, chosen in enumerate(indices) if chosen is not None]
 
 
-def _gather(leaf: Array, name: AxisNames, selection: Selection, full: Widths) -> Array:
-    # The last axis first: its entries lie side by side, so the pass over the whole leaf is cheap.
-    for axis, chosen in reversed(_cuts(name, selection, full)):
-        leaf = (
-            jnp.asarray(leaf)
-            .at[(*(slice(None),) * axis, chosen)]
-            .get(indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-        )
-    return leaf
-
-
-def _scatter(
-    leaf: Array, part: Array, name: AxisNames, selection: Selection, full: Widths
-) -> Array:
+def _scatter(leaf: Array, part: Array, cuts: list[tuple[int, Array]], lookup: Lookup) -> Array:
     # Written as a gather and a choice between old and new: on a donated buffer XLA fuses it into
     # one in-place pass, where its scatter of the same entries goes one by one on a CPU.
-    cuts = _cuts(name, selection, full)
     if not cuts:
         return part
     chosen_here = jnp.ones((1,) * leaf.ndim, bool)
     for axis, chosen in reversed(cuts):
-        hit = (
-            jnp.zeros(leaf.shape[axis], bool)
-            .at[chosen]
-            .set(True, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-        )
+        hit = lookups.hits(chosen, leaf.shape[axis], lookup)
         # Indices are sorted, so the n-th hit is entry n of the slab.
         source = jnp.maximum(jnp.cumsum(hit, dtype=jnp.int32) - 1, 0)
-        part = part.at[(*(slice(None),) * axis, source)].get(
-            indices_are_sorted=True, mode="promise_in_bounds"
-        )
+        part = lookups.take(part, source, axis, lookup, unique=False)
         along = tuple(-1 if i == axis else 1 for i in range(leaf.ndim))
         chosen_here = chosen_here & hit.reshape(along)
     return jnp.where(chosen_here, part, leaf)

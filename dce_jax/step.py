@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from dce_jax import bandit as bandits
-from dce_jax import idle, newcomers, saliency, scores, slab
+from dce_jax import idle, lookups, newcomers, saliency, scores, slab
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
+from dce_jax.lookups import Lookup
 from dce_jax.moments import optimizer_names
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, ScoreFn, Selection, Signal
 
@@ -89,6 +90,7 @@ class Pieces(NamedTuple):
       batch_fn: ``(data, step, key) -> batch``, inside the compiled step.
       catch_up: decay rule of idle elements, or None: freeze.
       quiet: whether consumers start to read a newcomer from zero (`dce_jax.newcomers`).
+      lookup: how slabs are gathered and scattered.
     """
 
     full: dict[str, int]
@@ -105,6 +107,7 @@ class Pieces(NamedTuple):
     batch_fn: Callable[[Any, Array, Array], PyTree]
     catch_up: idle.CatchUp | None
     quiet: bool
+    lookup: Lookup
 
 
 def whole_batch(data: PyTree, step: Array, key: Array) -> PyTree:
@@ -128,6 +131,7 @@ def pieces(
     batch_fn: Callable[[Any, Array, Array], PyTree] = whole_batch,
     catch_up: idle.CatchUp | None = None,
     quiet: bool = False,
+    lookup: Lookup = "index",
 ) -> Pieces:
     """Checks and collects what the step functions close over.
 
@@ -145,10 +149,14 @@ def pieces(
       batch_fn: makes the batch inside the step.
       catch_up: decay rule of idle elements; None freezes them.
       quiet: whether consumers start to read a newcomer from zero.
+      lookup: how slabs are gathered and scattered: by ``"index"``, or by products with
+        ``"one_hot"`` matrices, bit for bit the same.
 
     Raises:
-      ValueError: a budget of another network, a refused optimizer, gates missing, bad discount.
+      ValueError: a budget of another network, a refused optimizer, gates missing, bad discount, an
+        unknown lookup.
     """
+    lookups.check(lookup)
     if budget.full != channels.full:
         raise ValueError(f"the budget is for widths {budget.full}, the network has {channels.full}")
     if not 0.0 < discount <= 1.0:
@@ -174,6 +182,7 @@ def pieces(
         batch_fn=batch_fn,
         catch_up=catch_up,
         quiet=quiet,
+        lookup=lookup,
     )
 
 
@@ -245,7 +254,8 @@ def cut(pieces: Pieces, state: DceState, selection: Selection) -> SlabState:
 
     def pick(tree: PyTree, names: PyTree) -> PyTree:
         # A leaf that is never cut must not share the full state's buffer: slab steps donate theirs.
-        return jax.tree.map(jnp.copy, slab.gather(tree, names, selection, pieces.full))
+        found = slab.gather(tree, names, selection, pieces.full, lookup=pieces.lookup)
+        return jax.tree.map(jnp.copy, found)
 
     params = pick(loop.params, pieces.params_names)
     if pieces.catch_up:
@@ -286,7 +296,7 @@ def leave(
     selection, narrow, wide = inside.selection, inside.loop, state.loop
 
     def put(tree: PyTree, part: PyTree, names: PyTree) -> PyTree:
-        return slab.scatter(tree, part, names, selection, pieces.full)
+        return slab.scatter(tree, part, names, selection, pieces.full, lookup=pieces.lookup)
 
     loop = narrow._replace(
         params=put(wide.params, narrow.params, pieces.params_names),

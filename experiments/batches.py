@@ -30,11 +30,13 @@ class Source(NamedTuple):
       data_at: ``step -> data``, called outside jit. Resident: always the same arrays.
       resident: whether ``data`` is the same at every step, so that many steps may go into one
         dispatch.
+      waited: seconds that ``data_at`` has waited for data until now.
     """
 
     batch_fn: Callable[[PyTree, Array, Array], dict[str, Array]]
     data_at: Callable[[int], PyTree]
     resident: bool
+    waited: Callable[[], float]
 
 
 def check_run(*, count: int, batch_size: int, steps: int, seed: int) -> None:
@@ -172,7 +174,12 @@ def resident(
             dtype=dtype,
         )
 
-    return Source(placing.batch_fn(placement, batch_fn), lambda _step: data, resident=True)
+    return Source(
+        placing.batch_fn(placement, batch_fn),
+        lambda _step: data,
+        resident=True,
+        waited=lambda: 0.0,
+    )
 
 
 def _padded_batch(part: Split, batch_size: int) -> dict[str, Array]:

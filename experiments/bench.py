@@ -23,7 +23,7 @@ class Bench(NamedTuple):
       module: the network at full width.
       channels: its channel map.
       tx: the optimizer.
-      data: {"image": float32[B, H, W, 3], "label": int32[B]} on the device.
+      data: {"image": float32[B, H, W, D], "label": int32[B]} on the device.
       dispatch: training steps per dispatch; 1 on the CPU (jax-ml/jax#12868).
     """
 
@@ -35,23 +35,32 @@ class Bench(NamedTuple):
 
 
 def prepare(
-    module: nn.Module, *, batch: int, image_size: int, learning_rate: float, dispatch: int
+    module: nn.Module,
+    *,
+    batch: int,
+    image_size: int,
+    learning_rate: float,
+    dispatch: int,
+    depth: int = 3,
+    classes: int = 10,
 ) -> Bench:
     """Puts random images on the device and builds what the variants share.
 
     Args:
-      module: the network at full width, with 10 classes.
+      module: the network at full width.
       batch: B.
       image_size: H = W.
       learning_rate: of `optimizer`.
       dispatch: training steps per dispatch.
+      depth: channels of an image.
+      classes: of the network.
 
     Raises:
       ValueError: the network refuses images of that size.
     """
     draw = np.random.default_rng(0)
-    images = draw.normal(size=(batch, image_size, image_size, 3)).astype(np.float32)
-    labels = draw.integers(10, size=batch).astype(np.int32)
+    images = draw.normal(size=(batch, image_size, image_size, depth)).astype(np.float32)
+    labels = draw.integers(classes, size=batch).astype(np.int32)
     data = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     # The named networks' maps are proved by the tests; here shapes suffice, and cost no seconds.
     channels = maps.build(module, forward.shapes(module, data["image"]))
@@ -79,8 +88,19 @@ def start(
     return step.start(params, variables, tx, key)
 
 
+def shapes(bench: Bench, module: nn.Module) -> step.LoopState:
+    """Shapes of the state of a network of the benchmark.
+
+    Args:
+      bench: what the variants share.
+      module: the network, at any width.
+    """
+    begin = partial(start, module, bench.tx)
+    return jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
+
+
 def initial(bench: Bench, module: nn.Module) -> step.LoopState:
-    """The state of a network of the benchmark before its first step.
+    """The state of a network of the benchmark before its first step, in arrays of its own.
 
     Args:
       bench: what the variants share.
@@ -88,20 +108,16 @@ def initial(bench: Bench, module: nn.Module) -> step.LoopState:
     """
     # Numbers from the host: compiling an initialiser's draws takes seconds, and what a step costs
     # does not depend on them.
-    begin = partial(start, module, bench.tx)
-    shapes = jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
+    found = shapes(bench, module)
     draw = np.random.default_rng(1)
-    return jax.device_put(
-        step.LoopState(
-            params=jax.tree.map(partial(_weights, draw), shapes.params),
-            model_state=jax.tree.map(
-                lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.model_state
-            ),
-            opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state),
-            key=jax.random.key(0),
-            step=jnp.zeros((), jnp.int32),
-        )
+    state = step.LoopState(
+        params=jax.tree.map(partial(_weights, draw), found.params),
+        model_state=jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), found.model_state),
+        opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found.opt_state),
+        key=jax.random.key(0),
+        step=jnp.zeros((), jnp.int32),
     )
+    return jax.device_put(state, may_alias=False)  # its buffers are given up
 
 
 def _weights(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> npt.NDArray[np.floating]:

@@ -188,12 +188,20 @@ def _repeat(
     data_at = data_at or run.source.data_at
     if scans(run):
         many = step.repeat(one, end - done)
-        return call(programs, f"{name} x{end - done}", many, state, data_at(done), donate=True)
+        name = f"{name} x{end - done}"
+        with _annotated(done):
+            return call(programs, name, many, state, data_at(done), donate=True)
     found = []
     for index in range(done, end):
-        state, metrics = call(programs, name, one, state, data_at(index), donate=True)
+        with _annotated(index):
+            state, metrics = call(programs, name, one, state, data_at(index), donate=True)
         found.append(metrics)
     return state, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+
+
+def _annotated(done: int) -> jax.profiler.StepTraceAnnotation:
+    """Names what is dispatched within, from the step after ``done`` steps on, in a profile."""
+    return jax.profiler.StepTraceAnnotation("train", step_num=done + 1)
 
 
 def scans(run: Run) -> bool:
@@ -206,4 +214,5 @@ def scans(run: Run) -> bool:
 def finite(state: PyTree) -> bool:
     """Whether every floating-point number of a state is finite."""
     leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return all(bool(np.isfinite(np.asarray(jnp.sum(x, dtype=jnp.float32)))) for x in leaves)
+    sums = jax.device_get([jnp.sum(x, dtype=jnp.float32) for x in leaves])  # fetched together
+    return bool(np.all(np.isfinite(np.array(sums))))

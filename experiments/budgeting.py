@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward
+from dce_jax import cost, forward, hardware
 from dce_jax.budget import Budget
+from dce_jax.types import Widths
 from experiments import pruners
 from experiments.config import parse_widths
 
@@ -27,10 +28,38 @@ def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
     if config.widths:
         from_text = parse_widths(config.widths)
         return budgets.from_widths(widths, from_text, allow_missing=True)
-    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
+    allowed = rounding(config, widths, config.dtype)
     if config.macs is not None:
-        return budgets.from_macs(widths, config.macs, macs_of(module, example), **rounding)
-    return budgets.from_fraction(widths, config.keep, **rounding)
+        return budgets.from_macs(widths, config.macs, macs_of(module, example), **allowed)
+    return budgets.from_fraction(widths, config.keep, **allowed)
+
+
+def rounding(config: Any, widths: Widths, dtype: str) -> dict[str, Any]:
+    """What limits the widths of a budget: the arguments that all of `dce_jax.budget` take.
+
+    Args:
+      config: ``multiple_of``, 0 for what this device wants, and ``min_channels``.
+      widths: group -> C.
+      dtype: in which the network computes.
+
+    Raises:
+      ValueError: the device wants more channels than any group has.
+    """
+    multiple: int = config.multiple_of
+    narrow: tuple[str, ...] = ()
+    if multiple == 0:
+        multiple, narrow = hardware.rounding(widths, this_device(), dtype)
+    return {"multiple_of": multiple, "min_channels": config.min_channels, "whole": narrow}
+
+
+def warnings(budget: Budget, dtype: str) -> tuple[str, ...]:
+    """Widths of a budget that do not pay on this device, in words."""
+    return hardware.warnings(budget, this_device(), dtype)
+
+
+def this_device() -> jax.Device:
+    """What networks run on here; several devices of a run are alike."""
+    return jax.devices()[0]
 
 
 def exploring(config: ConfigDict, target: Budget) -> Budget:
@@ -45,10 +74,7 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
     if config.explore_keep is None:
         return target if config.grow == 1.0 else _seedling(config, target)
     found = budgets.from_fraction(
-        target.full,
-        config.explore_keep,
-        multiple_of=config.multiple_of,
-        min_channels=config.min_channels,
+        target.full, config.explore_keep, **rounding(config, target.full, config.dtype)
     )
     unseen = [group for group in target.contested if group not in found.contested]
     if unseen and not config.scoring:
@@ -62,8 +88,8 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
 
 def _seedling(config: ConfigDict, target: Budget) -> Budget:
     """A share of the channels that the target keeps of every group."""
-    rounding = {"multiple_of": config.multiple_of, "min_channels": config.min_channels}
-    small = budgets.from_fraction(target.compact, config.grow, **rounding)
+    allowed = rounding(config, target.compact, config.dtype)
+    small = budgets.from_fraction(target.compact, config.grow, **allowed)
     return budgets.from_widths(target.full, small.compact)
 
 

@@ -1,22 +1,30 @@
-"""Checkpoints through Orbax, with a checksum: a damaged one is passed over for the one before."""
+"""Checkpoints through Orbax, with a checksum: a damaged one is passed over for the one before.
 
+`begin` copies a state to the host and leaves the rest to a thread, so that the loop may go on and
+donate the buffers; `save` stays until everything is written.
+"""
+
+import copy
 import json
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from orbax.checkpoint import v1 as ocp
 
 from dce_jax.types import PyTree
-from experiments import journal, processes
+from experiments import background, journal, processes
 from experiments import placement as placing
+from experiments.background import Background
 
 KEPT = 3
 """Checkpoints that stay; more than one, because the last may be damaged."""
@@ -37,7 +45,38 @@ def save(directory: Path, step: int, state: PyTree, meta: dict[str, Any]) -> Non
     Raises:
       OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    target, leaves = directory / str(step), _leaves(state)
+    _save(directory, step, _leaves(state), meta)
+
+
+def begin(
+    writer: Background, directory: Path, step: int, state: PyTree, meta: dict[str, Any]
+) -> None:
+    """As `save`, but the writing is left to a thread: only copying to the host is waited for.
+
+    Args:
+      writer: the thread; what it wrote before is waited for, so that the host holds one copy.
+      directory: see `save`.
+      step: see `save`.
+      state: see `save`; its buffers may be donated as soon as this returns.
+      meta: see `save`; may change as soon as this returns.
+
+    Raises:
+      OSError: see `save`; also of the checkpoint before. This one's comes from `background.look`
+        or `background.settle`.
+    """
+    background.settle(writer)
+    work = partial(_save, directory, step, _leaves(state), copy.deepcopy(meta))
+    if jax.process_count() > 1:
+        # Orbax's processes agree through their devices, which the steps need in the same order.
+        work()
+    else:
+        background.begin(writer, work)
+
+
+def _save(
+    directory: Path, step: int, leaves: dict[str, npt.NDArray[Any]], meta: dict[str, Any]
+) -> None:
+    target = directory / str(step)
     if processes.first():
         directory.mkdir(parents=True, exist_ok=True)
         _record(directory, step).unlink(missing_ok=True)
@@ -90,7 +129,7 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(p.stem) for p in directory.glob("*.json") if p.stem.isdigit())
 
 
-def _write(target: Path, leaves: dict[str, np.ndarray]) -> None:
+def _write(target: Path, leaves: dict[str, npt.NDArray[Any]]) -> None:
     try:
         ocp.save(target.absolute(), leaves)
     except ValueError as error:
@@ -106,10 +145,19 @@ def _record(directory: Path, step: int) -> Path:
     return directory / f"{step}.json"
 
 
-def _leaves(state: PyTree) -> dict[str, np.ndarray]:
+def _leaves(state: PyTree) -> dict[str, npt.NDArray[Any]]:
     # A flat dict of host arrays: what Orbax stores does not depend on anybody's classes.
-    pairs = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): placing.host(_data(leaf)) for path, leaf in pairs}
+    pairs = [(p, _data(leaf)) for p, leaf in jax.tree_util.tree_leaves_with_path(state)]
+    for _, leaf in pairs:
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf.copy_to_host_async()  # all are on their way before the first is waited for
+    return {jax.tree_util.keystr(path): _copied(leaf) for path, leaf in pairs}
+
+
+def _copied(leaf: Any) -> npt.NDArray[Any]:
+    """An array on the host that no step writes into: a CPU's arrays are shown, not copied."""
+    found = placing.host(leaf)
+    return np.array(found) if jax.default_backend() == "cpu" else found
 
 
 def _is_key(leaf: Any) -> bool:
@@ -135,7 +183,7 @@ def _load(path: Path, template: PyTree, checksum: int) -> PyTree:
     )
 
 
-def _like(value: np.ndarray, leaf: Any) -> Any:
+def _like(value: npt.NDArray[Any], leaf: Any) -> Any:
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(value))
     if value.shape != leaf.shape or value.dtype != leaf.dtype:
@@ -143,9 +191,10 @@ def _like(value: np.ndarray, leaf: Any) -> Any:
     return jnp.asarray(value)
 
 
-def _checksum(leaves: dict[str, np.ndarray]) -> int:
+def _checksum(leaves: dict[str, npt.NDArray[Any]]) -> int:
     total = 0
     for name in sorted(leaves):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(leaves[name]).tobytes(), total)
+        flat = np.ascontiguousarray(leaves[name]).reshape(-1).view(np.uint8)
+        total = zlib.crc32(flat.data, total)
     return total

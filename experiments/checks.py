@@ -2,10 +2,12 @@
 
 import difflib
 import math
+from typing import get_args
 
 from ml_collections import ConfigDict
 
 from dce_jax import allocate, networks, scores, signals
+from dce_jax.lookups import Lookup
 from experiments import pruners
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", *pruners.METHODS)
@@ -36,6 +38,7 @@ _CHOICES = {
     "target": TARGETS,
     "final": tuple(FINAL),
     "rate_over": ("steps", "macs"),
+    "lookup": get_args(Lookup),
     "scan": ("auto", "on", "off"),
     "sharding": ("replicated", "sharded"),
 }
@@ -50,8 +53,10 @@ _SMALLEST = {
     "validation": 0,
     "scoring": 0,
     "devices": 0,
+    "multiple_of": 0,
     "examples": 1,
     "image_size": 1,
+    "threads": 1,
     "steps": 1,
     "rounds": 1,
     "watch": 0,
@@ -137,6 +142,11 @@ def _check_pruning(config: ConfigDict) -> None:
         raise ValueError(
             f"prune_until is {config.prune_until}: {config.method} prunes until that share of its "
             "training MACs and tunes what is left, so it must be above 0 and below 1"
+        )
+    if config.multiple_of == 0:
+        raise ValueError(
+            f"multiple_of is 0, what this device wants, but {config.method} shrinks its network "
+            "round by round: give the multiple as a number (docs/hardware.md)"
         )
     if config.criterion is not None:
         signals.check_name(config.criterion, also=SIGNALS)

@@ -11,7 +11,13 @@ from ml_collections import ConfigDict, config_dict
 
 from experiments import pruners
 
-_FREE = ("data_dir", "stop_after", "devices", "sharding")  # a run may go on with others of these
+_FREE = (
+    "data_dir",
+    "stop_after",
+    "devices",
+    "sharding",
+    "threads",
+)  # a run may go on with others of these
 
 
 def defaults() -> ConfigDict:
@@ -24,9 +30,11 @@ def defaults() -> ConfigDict:
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
     config.dtype = "float32"  # compute type: float32 | bfloat16
+    config.remat = False  # compute a block's activations again instead of keeping them
     config.dataset = "digits"  # a TFDS name, a .npz file, or a folder of class folders
     config.data_dir = config_dict.placeholder(str)  # TFDS data directory
     config.image_size = config_dict.placeholder(int)  # TFDS images of many sizes: cut to this side
+    config.threads = config_dict.placeholder(int)  # that decode them; else: processors, up to 32
     config.validation = 0  # training images held out and evaluated instead of the test split
     config.examples = config_dict.placeholder(int)  # train on so many images only
     config.seed = 0
@@ -39,7 +47,7 @@ def defaults() -> ConfigDict:
     config.scale = "mean"  # global: how layers compare: by their max | l2 | mean | none
     config.per_cost = False  # global: value a channel per MAC that it costs (fisher: without beta)
     config.floor = 0.1  # global: no group gets less than this share of its channels
-    config.multiple_of = 1
+    config.multiple_of = 1  # budgets are multiples of it; 0: of what this device wants
     config.min_channels = 1
     config.select_every = 10  # R: steps that one selection serves
     config.commit = 0.03  # share of the steps after which the selection is fixed; 1 = never
@@ -57,6 +65,7 @@ def defaults() -> ConfigDict:
     config.watch = config_dict.placeholder(int)  # steps before a round that average the criterion
     config.distill = 0.0  # share of the loss that compares with the dense network's outputs
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
+    config.lookup = "index"  # how slabs are gathered: index | one_hot, with the same bits
     config.quiet = False  # whether consumers start to read a newcomer from zero
     config.alpha = 0.1  # scale of the confidence radius; 1 is the paper's
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit

@@ -11,7 +11,7 @@ from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
 Row = dict[str, Any]
 
 _COLOURS = {"committed": GREEN, "masked": PURPLE}
-_SLAB_COLOURS = (ORANGE, BLUE)
+_SLAB_COLOURS = (ORANGE, BLUE, "#E69F00", "#56B4E9", "#882255", "#44AA99")
 
 
 def step_times(rows: Sequence[Row], *, device: str) -> Figure:
@@ -33,12 +33,15 @@ def step_times(rows: Sequence[Row], *, device: str) -> Figure:
     keeps = [row["keep"] for row in limit]
     times = [row["ms_median"] for row in limit]
     axes.plot(keeps, times, color=INK, linewidth=1.5, marker="o", label="narrow network: the limit")
-    slabs = sorted({row["select_every"] for row in rows if row["variant"] == "slab"})
-    kinds = [*(("slab", every) for every in slabs), ("committed", None), ("masked", None)]
-    for i, (variant, every) in enumerate(kinds):
-        name = variant if every is None else f"slab, a selection every {_steps(every)}"
-        colour = _COLOURS.get(variant) or _SLAB_COLOURS[i % len(_SLAB_COLOURS)]
-        _bars(axes, _find(rows, variant, every), label=name, colour=colour)
+    slabs = [row for row in rows if row["variant"] == "slab"]
+    several = len({row.get("signal") for row in slabs}) > 1
+    kinds = dict.fromkeys((row["select_every"], row.get("signal")) for row in slabs)
+    for i, (every, signal) in enumerate(kinds):
+        name = f"slab, a selection every {_steps(every)}" + (f", {signal}" if several else "")
+        chosen = [row for row in _find(slabs, "slab", every) if row.get("signal") == signal]
+        _bars(axes, chosen, label=name, colour=_SLAB_COLOURS[i % len(_SLAB_COLOURS)])
+    for variant, colour in _COLOURS.items():
+        _bars(axes, _find(rows, variant, None), label=variant, colour=colour)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("keep: share of every group's channels that execute", color=INK)
     axes.set_ylabel("milliseconds per training step", color=INK)

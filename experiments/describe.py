@@ -25,8 +25,10 @@ from dce_jax import cost, forward, networks, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Widths
-from experiments import bench, output
-from experiments.summary import MIB, NONE, si
+from experiments import bench, footprint, measured, output
+from experiments.budgeting import forward_macs, macs_of, rounding, warnings
+from experiments.footprint import mib
+from experiments.summary import NONE, si
 from experiments.timing import compiled
 
 DATASETS: dict[str, tuple[int, int, int, int]] = {
@@ -40,10 +42,15 @@ DATASETS: dict[str, tuple[int, int, int, int]] = {
 }
 """Data set -> (H, W, D, classes), so that no data is needed."""
 
+_DTYPE = "float32"
 _EPILOG = """\
 Training memory is XLA's account of one compiled step of SGD with momentum: arguments + outputs +
-temporaries - aliased. "compact" is the narrow network: what remains after the commit. While
+temporaries - aliased; "kept" is what the backward pass finds before XLA decides what to compute
+again. "compact" is the narrow network: what remains after the commit. While
 channels are still being selected, the full parameters and moments are held besides.
+
+With --measure, "ms / MAC" is relative to the full network's, and a candidate is "not measurably
+faster than" the costliest other that it does not beat: the interval of their paired ratio holds 1.
 
 Exit status: 0 done, 2 wrong input.
 """
@@ -60,19 +67,6 @@ def image_shape(dataset: str) -> tuple[int, int, int, int]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown data set {dataset!r}{hint} One of {', '.join(DATASETS)}")
     return DATASETS[dataset]
-
-
-def macs(module: nn.Module, widths: Widths, image: jax.ShapeDtypeStruct) -> int:
-    """MACs of one forward pass at given widths; nothing is allocated.
-
-    Args:
-      module: the network.
-      widths: group -> channels.
-      image: float32[1, H, W, D].
-    """
-    narrow = maps.with_widths(module, widths)
-    variables = nn.unbox(forward.shapes(narrow, image))
-    return cost.macs(lambda v, x: narrow.apply(v, x), variables, image)
 
 
 def train_bytes(
@@ -92,13 +86,17 @@ def train_bytes(
     narrow = maps.with_widths(module, widths)
     tx = bench.optimizer(0.1)
     loop = jax.eval_shape(partial(bench.start, narrow, tx), jax.random.key(0), image)
-    data = {
+    loss = forward.classification_loss(narrow)
+    plain = partial(step.plain, tx, loss, step.whole_batch)
+    memory = compiled(plain, loop, _batch(image, batch)).memory
+    return None if memory is None else cost.peak_bytes(memory)
+
+
+def _batch(image: Any, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
         "image": jax.ShapeDtypeStruct((batch, *image.shape[1:]), image.dtype),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
     }
-    loss = forward.classification_loss(narrow)
-    memory = compiled(partial(step.plain, tx, loss, step.whole_batch), loop, data).memory
-    return None if memory is None else cost.peak_bytes(memory)
 
 
 def describe(
@@ -123,10 +121,12 @@ def describe(
         }
     }
     for name, widths in (("full", budget.full), ("compact", budget.compact)):
-        shapes = nn.unbox(forward.shapes(maps.with_widths(module, widths), image))
+        narrow = maps.with_widths(module, widths)
+        shapes = nn.unbox(forward.shapes(narrow, image))
         maps.check_shapes(channels, widths, shapes)
         found[f"params_{name}"] = cost.parameters(shapes["params"])
-        found[f"macs_{name}"] = macs(module, widths, image)
+        found[f"macs_{name}"] = forward_macs(narrow, image)
+        found[f"kept_bytes_{name}"] = footprint.kept(narrow, shapes, _batch(image, batch))
         found[f"train_bytes_{name}"] = train_bytes(module, widths, image, batch=batch)
     return found
 
@@ -158,7 +158,8 @@ def cost_table(found: dict[str, Any], *, title: str) -> Table:
     for name, key, show in (
         ("parameters", "params", si),
         ("MACs, forward, one example", "macs", si),
-        ("memory of a training step", "train_bytes", lambda value: f"{value / MIB:.1f} MiB"),
+        ("kept for the backward pass", "kept_bytes", mib),
+        ("memory of a training step", "train_bytes", mib),
     ):
         full, compact = found[f"{key}_full"], found[f"{key}_compact"]
         if full is None or compact is None:
@@ -178,26 +179,25 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--network", required=True, metavar="NAME", help=f"one of {', '.join(networks.NETWORKS)}")
     add("--dataset", required=True, metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--keep", type=float, metavar="X", help="share of every group's channels (default: 0.5)"
-    )
-    either.add_argument(
-        "--macs", type=float, metavar="X", help="share of the dense MACs, met from below"
-    )
-    add("--multiple_of", type=int, default=1, metavar="N", help="budgets are multiples of N")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--keep", type=float, metavar="X", help="share of each group's channels (default: 0.5)")
+    either("--macs", type=float, metavar="X", help="share of the dense MACs, met from below")
+    multiple = "of every budget (default: 1); 0: what this device wants"
+    add("--multiple_of", type=int, default=1, metavar="N", help=multiple)
     add("--min_channels", type=int, default=1, metavar="N", help="no group gets fewer")
     add("--batch", type=int, default=64, metavar="N", help="of a training step (default: 64)")
+    seconds = "time training steps at the budget and around it for about so long (default: 60)"
+    add("--measure", type=float, nargs="?", const=60.0, metavar="SECONDS", help=seconds)
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 
 def _budget(arguments: argparse.Namespace, channels: ChannelMap, macs_of: Any) -> Budget:
-    rounding = {"multiple_of": arguments.multiple_of, "min_channels": arguments.min_channels}
+    allowed = rounding(arguments, channels.full, _DTYPE)
     if arguments.macs is not None:
-        return budgets.from_macs(channels.full, arguments.macs, macs_of, **rounding)
+        return budgets.from_macs(channels.full, arguments.macs, macs_of, **allowed)
     keep = 0.5 if arguments.keep is None else arguments.keep
-    return budgets.from_fraction(channels.full, keep, **rounding)
+    return budgets.from_fraction(channels.full, keep, **allowed)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
@@ -209,22 +209,30 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     module = networks.build(arguments.network, num_classes=classes)
     image = jax.ShapeDtypeStruct((1, height, width, depth), jnp.float32)
     channels = maps.build(module, forward.shapes(module, image))
-    budget = _budget(arguments, channels, partial(macs, module, image=image))
+    budget = _budget(arguments, channels, macs_of(module, image))
     with console.status("compiling both training steps"):
         found = describe(module, channels, budget, image, batch=arguments.batch)
+    if arguments.measure is not None:
+        found["measured"] = measured.measure(
+            module, budget, image, classes=classes, batch=arguments.batch, seconds=arguments.measure
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(group_table(found))
-    images = f"{height}x{width}x{depth}"
-    title = f"{arguments.network} on {arguments.dataset} ({images}), batch {arguments.batch}"
-    console.print(cost_table(found, title=title))
+    title = f"{arguments.network} on {arguments.dataset} ({height}x{width}x{depth})"
+    console.print(cost_table(found, title=f"{title}, batch {arguments.batch}"))
+    if arguments.measure is not None:
+        console.print(measured.table(found["measured"], title="measured, in turns"))
+    for warning in warnings(budget, _DTYPE):
+        console.print(f"warning: {warning}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        _run(arguments, Console())
+        # A table in a file or a pipe must not be folded at 80 columns.
+        _run(arguments, Console() if sys.stdout.isatty() else Console(width=120))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

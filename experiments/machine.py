@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 
 import jax
@@ -23,10 +24,13 @@ def _one_device() -> str:
     found = jax.devices()[0]
     if found.platform != "cpu":
         return found.device_kind
-    # What this process may use, not what the machine has; macOS cannot tell them apart.
+    return f"cpu ({cores()} cores)"
+
+
+def cores() -> int:
+    """CPU cores that this process may use, not all that exist; macOS cannot tell them apart."""
     usable = getattr(os, "sched_getaffinity", None)
-    cores = len(usable(0)) if usable else os.cpu_count()
-    return f"cpu ({cores} cores)"
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def show_cpu_devices(count: int) -> None:
@@ -37,7 +41,7 @@ def show_cpu_devices(count: int) -> None:
         )
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Package -> version, Python first."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    found = {name: metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}

@@ -58,6 +58,7 @@ def make_source(
     batch_size: int,
     limit_bytes: int | None = None,
     start_step: int = 0,
+    threads: int | None = None,
     placement: Placement = _ONE,
     **rest: Any,
 ) -> Source:
@@ -71,6 +72,7 @@ def make_source(
       batch_size: B.
       limit_bytes: bytes of the device; None asks the device.
       start_step: first step that will be asked for; matters to a stream alone.
+      threads: that decode encoded images; see ``stream``.
       placement: of what the source gives; batches are cut over its devices.
       **rest: seed, mean, std, augment and dtype, as ``resident`` and ``stream`` take them.
 
@@ -83,7 +85,7 @@ def make_source(
     """
     rest = {**rest, "steps": steps, "batch_size": batch_size, "placement": placement}
     if isinstance(split, Encoded):
-        return stream(split, start_step=start_step, **rest)
+        return stream(split, start_step=start_step, threads=threads, **rest)
     size = split.images.nbytes + split.labels.nbytes + 4 * steps * batch_size
     limit = device_memory() if limit_bytes is None else limit_bytes
     if fits_on_device(size, limit):

@@ -14,7 +14,7 @@ from dce_jax.budget import Budget, from_widths
 from dce_jax.types import Rewards
 from experiments import placement as placing
 from experiments import rounds
-from experiments.budgeting import forward_macs, macs_of, params_of
+from experiments.budgeting import forward_macs, macs_of, params_of, rounding
 from experiments.checks import SCALES
 from experiments.fields import SELECTING
 from experiments.ranking import make_signal
@@ -90,9 +90,8 @@ def learned(run: Run, saliencies: Rewards, at: int) -> Budget:
         scaled,
         count(limit.compact) / count(full),
         count,
-        multiple_of=settings.multiple_of,
-        min_channels=settings.min_channels,
         floor=settings.floor,
+        **rounding(settings, full, settings.dtype),
     )
 
 
@@ -117,7 +116,16 @@ def store(run: Run) -> list[dict[str, Any]]:
 
 
 def recall(run: Run, stored: list[dict[str, Any]]) -> Run:
-    """The run with the budgets that a checkpoint names."""
+    """The run with the budgets that a checkpoint names.
+
+    Raises:
+      ValueError: it began with another budget, as ``multiple_of=0`` makes on another device.
+    """
+    if stored and stored[0]["widths"] != run.plans[0][1].compact:
+        raise ValueError(
+            f"the run began at widths {stored[0]['widths']}, this device asks for "
+            f"{run.plans[0][1].compact}: go on where it began, or give multiple_of a number"
+        )
     if run.pace is not None:
         full = run.budget.full
         return rounds.at(run, [(p["step"], from_widths(full, p["widths"])) for p in stored])

@@ -22,6 +22,11 @@ ROW_KEYS = (
     *("network", "batch", "variant", "keep", "select_every", "ms_median", "ms_min", "ms_max"),
     *("vs_narrow", "vs_dense", "temp_bytes", "compile_s"),
 )
+PEER_KEYS = (
+    *("network", "batch", "framework", "versions", "threads", "rounds", "variant", "keep"),
+    *("params", "ms_median", "ms_min", "ms_max", "vs_narrow", "vs_torch_dense", "layout"),
+    *("layout_trial_ms", "prune_s"),
+)
 
 
 class Records(NamedTuple):
@@ -122,6 +127,8 @@ def _check_benchmark(value: dict[str, Any], path: Path) -> dict[str, Any]:
     _require(value, ("device", "versions", "rows"), str(path))
     for i, row in enumerate(value["rows"]):
         _require(row, ROW_KEYS, f"{path}, row {i}")
+    for i, row in enumerate(value.get("peers", ())):
+        _require(row, PEER_KEYS, f"{path}, peer {i}")
     return value
 
 

@@ -1,7 +1,5 @@
 """What a run ends with: the compact model, `result.json` and `layers.json`."""
 
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ from experiments import (
     redundancy,
     round_facts,
     scoring,
+    watch,
 )
 from experiments.blocks import Exploring, Progress
-from experiments.budgeting import allocation, forward_macs, macs_of
+from experiments.budgeting import allocation, forward_macs, macs_of, warnings
 from experiments.placement import Placement
 from experiments.programs import Programs
 from experiments.records import read_lines
@@ -68,7 +67,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         **_timings(programs, workdir),
         "device": machine.device(run.placement.devices),
         "versions": machine.versions(),
-        "notes": list(run.data.notes),
+        "notes": [*run.data.notes, *warnings(run.budget, run.config.dtype)],
         "command": config.command(run.config),
         "config": config.portable(run.config),
     }
@@ -130,13 +129,14 @@ def _costs(run: Run) -> dict[str, Any]:
         1, min(run.config.recalibration_examples, run.data.train.num_images) // batch
     )
     nominal = lengths.run_length(run.config, run.data.train.num_images)
+    passes = 4 if run.config.remat else 3  # backward costs twice forward, and remat goes twice
     return {
         "params_full": cost.parameters(run.shapes["params"]),
         "params_compact": cost.parameters(forward.shapes(shapes, example)["params"]),
         "macs_full": macs_full,
         "macs_compact": macs_compact,
-        # Backward costs twice forward; recalibration is one more forward pass.
-        "train_macs": batch * (3 * plans.train_steps_macs(run) + recalibrated * macs_compact)
+        # Recalibration is one more forward pass.
+        "train_macs": batch * (passes * plans.train_steps_macs(run) + recalibrated * macs_compact)
         + scoring.macs(run, macs_full)
         + scoring.reward_macs(run)
         + round_facts.extra_macs(run),
@@ -147,21 +147,30 @@ def _costs(run: Run) -> dict[str, Any]:
 
 def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
     lines = read_lines(workdir / "metrics.jsonl")
-    steady = [line for line in lines if line["steps"] >= _STEADY and line.get("compile_s") == 0.0]
+    steady = [
+        line
+        for line in lines
+        if line["steps"] >= _STEADY and line.get("compile_s") == 0.0 and not line.get("profiled")
+    ]
     early = (blocks.EXPLORE, blocks.PRUNE)
-    explore = [x["ms_per_step"] for x in steady if x["phase"] in early]
-    plain = [x["ms_per_step"] for x in steady if x["phase"] not in early]
+    phases = {
+        blocks.EXPLORE: [x for x in steady if x["phase"] in early],
+        blocks.COMMIT: [x for x in steady if x["phase"] not in early],
+    }
     peaks = [facts.peak_bytes for facts in programs.facts.values() if facts.peak_bytes is not None]
+
+    def by_phase(key: str) -> dict[str, float | None]:
+        return {phase: watch.median(some, key) for phase, some in phases.items()}
+
     return {
-        "step_ms_median": {"explore": _median(explore), "commit": _median(plain)},
+        "step_ms_median": by_phase("ms_per_step"),
+        "host_ms_median": by_phase("host_ms"),
+        "data_wait_ms_median": by_phase("data_wait_ms"),
+        "between_ms_median": by_phase("between_ms"),
         "compile_s": sum(facts.seconds for facts in programs.facts.values()),
         "peak_bytes": max(peaks, default=None),
         "compilations": dict(sorted(programs.counts.items())),
     }
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
 
 
 def _layers(run: Run, selection: dict[str, np.ndarray]) -> list[dict[str, Any]]:

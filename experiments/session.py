@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
-from experiments import blocks, checkpoint, config, journal, plans, processes
+from experiments import background, blocks, checkpoint, config, journal, plans, processes
 from experiments import placement as placing
+from experiments.background import Background
 from experiments.blocks import Progress
 from experiments.programs import Programs, recall
 from experiments.setup import Run
@@ -82,14 +83,17 @@ def _template(run: Run, meta: dict[str, Any]) -> Progress:
     return blocks.template(plans.recall(run, meta["plans"]), meta["phase"])
 
 
-def save(run: Run, programs: Programs, state: Progress, workdir: Path, done: int) -> None:
-    """Writes a checkpoint of a state that is finite.
+def save(
+    run: Run, programs: Programs, state: Progress, workdir: Path, done: int, *, writer: Background
+) -> None:
+    """Begins to write a checkpoint of a state that is finite, as `checkpoint.begin` does.
 
     Raises:
       TrainingError: the state holds NaN or infinite numbers, devices have come to hold different
-        decisions, or the disk cannot be written.
+        decisions, or the disk could not be written.
     """
     if not blocks.finite(state):
+        background.rest(writer)
         raise TrainingError(
             f"parameters or moments are not finite after step {done}: lower learning_rate; "
             f"{last_good(workdir)}"
@@ -97,14 +101,35 @@ def save(run: Run, programs: Programs, state: Progress, workdir: Path, done: int
     decided = state.dce.bandit if isinstance(state, blocks.Exploring) else state.selection
     differing = placing.differing(run.placement, decided)
     if differing:
+        background.rest(writer)
         raise TrainingError(
             f"devices hold different copies of {differing[:3]} after step {done}: one of them "
             f"computes wrongly; {last_good(workdir)}"
         )
     phase = blocks.EXPLORE if isinstance(state, blocks.Exploring) else blocks.COMMIT
-    with refusing_full_disk(workdir):
+    with refusing_full_disk(workdir, writer):
         meta = {"phase": phase, "programs": programs.facts, "plans": plans.store(run)}
-        checkpoint.save(workdir / CHECKPOINTS, done, state, meta)
+        checkpoint.begin(writer, workdir / CHECKPOINTS, done, state, meta)
+
+
+def look(writer: Background, workdir: Path) -> None:
+    """Does not wait for a checkpoint that is being written, but tells of one that could not be.
+
+    Raises:
+      TrainingError: the disk could not be written.
+    """
+    with refusing_full_disk(workdir):
+        background.look(writer)
+
+
+def settle(writer: Background, workdir: Path) -> None:
+    """Waits for the checkpoint that is being written.
+
+    Raises:
+      TrainingError: the disk could not be written.
+    """
+    with refusing_full_disk(workdir):
+        background.settle(writer)
 
 
 def due(run: Run, done: int) -> bool:
@@ -125,8 +150,12 @@ def last_good(workdir: Path) -> str:
 
 
 @contextmanager
-def refusing_full_disk(workdir: Path) -> Iterator[None]:
+def refusing_full_disk(workdir: Path, writer: Background | None = None) -> Iterator[None]:
     """Turns a disk that cannot be written into a clear error.
+
+    Args:
+      workdir: of the run.
+      writer: what it is writing is waited for, before the error names the last checkpoint.
 
     Raises:
       TrainingError: with what is kept and what to do.
@@ -137,6 +166,8 @@ def refusing_full_disk(workdir: Path) -> Iterator[None]:
         # safetensors tells what the operating system refused in its text only.
         full = getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
         why = "the disk is full" if full else str(error)
+        if writer is not None:
+            background.rest(writer)
         raise TrainingError(
             f"{workdir} cannot be written: {why}. Make room and start the same command again; "
             f"{last_good(workdir)}"

@@ -85,6 +85,8 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         dtype=jnp.dtype(config.dtype),
         width=config.width,
     )
+    if config.remat:
+        module = module.clone(remat=True)
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     channels = probe.channel_map(module, example)
     target = budgeting.make_budget(config, module, example)
@@ -120,6 +122,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         batch_fn=source.batch_fn,
         catch_up=optimizers.idle_rule(config, rate, length.steps, shapes["params"]),
         quiet=config.quiet,
+        lookup=config.lookup,
     )
     return Run(
         config=config,
@@ -195,6 +198,7 @@ def open_source(
         mean=data.mean,
         std=data.std,
         augment=augmentation(config),
+        threads=config.threads,
         placement=placement or Placement(),
     )
 

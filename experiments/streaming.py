@@ -1,8 +1,10 @@
 """Batches streamed through Grain, for data that do not fit on the device."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,35 +63,55 @@ def _part(cut: Any, *, batch_size: int, rows: slice) -> Any:
 
 
 def _open(
-    split: Split | Encoded, *, batch_size: int, steps: int, rows: slice, seed: int, start_step: int
+    split: Split | Encoded,
+    *,
+    batch_size: int,
+    steps: int,
+    rows: slice,
+    seed: int,
+    start_step: int,
+    threads: int,
 ) -> Iterator[dict[str, Any]]:
     """Host batches of the steps from ``start_step`` on, read ahead by threads."""
     epoch = _batches(split, batch_size=batch_size, rows=rows, seed=seed)
     run = epoch.repeat(-(-steps // len(epoch))).slice(slice(start_step, steps))
-    return read_ahead(run, threads=DECODERS if isinstance(split, Encoded) else _COPIERS)
+    return read_ahead(run, threads=threads if isinstance(split, Encoded) else _COPIERS)
+
+
+class _Feed(NamedTuple):
+    """``data_at`` over an iterator, and the seconds that it has waited until now."""
+
+    data_at: Callable[[int], PyTree]
+    waited: Callable[[], float]
 
 
 def _in_order(
     batches: Iterator[dict[str, Any]], *, start_step: int, steps: int, put: Callable[[Any], PyTree]
-) -> Callable[[int], PyTree]:
-    """``data_at`` over an iterator; one batch is always on its way to the device."""
-    expected, coming = start_step, None
+) -> _Feed:
+    """One batch is always on its way to the device, by a thread: no step waits for the next's."""
+    expected, waited = start_step, 0.0
+    thread = ThreadPoolExecutor(1, "to-device")
+    # The first batch is not read before it is asked for: a run may go on elsewhere.
+    coming: Future[PyTree] | None = None
+
+    def read() -> PyTree:
+        return put(next(batches))
 
     def data_at(step: int) -> PyTree:
-        nonlocal expected, coming
+        nonlocal expected, coming, waited
         if step != expected or step >= steps:
             raise ValueError(
                 f"the stream was asked for step {step}, but next is {expected} of {steps} steps; "
                 "open a new one with start_step to go elsewhere"
             )
-        # The first batch is not read before it is asked for: a run may go on elsewhere.
-        now = put(next(batches)) if coming is None else coming
+        begun = time.perf_counter()
+        now = (coming or thread.submit(read)).result()
+        waited += time.perf_counter() - begun
         expected += 1
-        if expected < steps:
-            coming = put(next(batches))
+        coming = thread.submit(read) if expected < steps else None
         return now
 
-    return data_at
+    return _Feed(data_at, lambda: waited)
 
 
 def stream(
@@ -102,6 +124,7 @@ def stream(
     std: Sequence[float],
     augment: Augment,
     start_step: int = 0,
+    threads: int | None = None,
     dtype: Any = jnp.float32,
     placement: Placement = _ONE,
 ) -> Source:
@@ -120,6 +143,8 @@ def stream(
       std: per channel.
       augment: crop and flip.
       start_step: first step that will be asked for; earlier ones are not read.
+      threads: that decode encoded images, one batch each, while twice as many batches may wait;
+        None: as many as the machine has processors, at most 32. The batches do not depend on it.
       dtype: of the images in a batch.
       placement: a process reads only the examples that its own devices take.
 
@@ -128,16 +153,23 @@ def stream(
       ValueError otherwise.
 
     Raises:
-      ValueError: see ``batches.check_run``; or start_step is not in 0 .. steps - 1. Later,
-        from ``data_at``, an encoded image that cannot be read.
+      ValueError: see ``batches.check_run``; start_step is not in 0 .. steps - 1, or less than
+        one thread. Later, from ``data_at``, an encoded image that cannot be read.
       ModuleNotFoundError: Grain is not installed.
     """
     check_run(count=split.num_images, batch_size=batch_size, steps=steps, seed=seed)
     if not 0 <= start_step < steps:
         raise ValueError(f"start_step is {start_step}, but steps are 0 .. {steps - 1}")
-    rows = placing.rows_of(placement, batch_size)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}: at least 1 must decode")
     batches = _open(
-        split, batch_size=batch_size, steps=steps, rows=rows, seed=seed, start_step=start_step
+        split,
+        batch_size=batch_size,
+        steps=steps,
+        rows=placing.rows_of(placement, batch_size),
+        seed=seed,
+        start_step=start_step,
+        threads=threads or DECODERS,
     )
 
     def batch_fn(data: PyTree, step: Array, key: Array) -> dict[str, Array]:
@@ -153,5 +185,6 @@ def stream(
         )
 
     put = partial(placing.put_batch, placement)
-    data_at = _in_order(batches, start_step=start_step, steps=steps, put=put)
-    return Source(placing.batch_fn(placement, batch_fn), data_at, resident=False)
+    feed = _in_order(batches, start_step=start_step, steps=steps, put=put)
+    made = placing.batch_fn(placement, batch_fn)
+    return Source(made, feed.data_at, resident=False, waited=feed.waited)

@@ -44,6 +44,15 @@ def mean_and_spread(fractions: Sequence[float]) -> str:
     return f"{mean:.2f} ± {100 * spread(fractions):.2f} %"
 
 
+def interval(row: Mapping[str, Any], key: str) -> str:
+    """A ratio of a benchmark's row with its 95 % interval: '1.05 [1.03, 1.08]'; null -> a dash."""
+    if row[key] is None:
+        return NONE
+    if row.get(f"{key}_low") is None:
+        return f"{row[key]:.2f}"
+    return f"{row[key]:.2f} [{row[f'{key}_low']:.2f}, {row[f'{key}_high']:.2f}]"
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
     """A Markdown table; the first `left` columns are aligned left, the others right."""
     rules = [":--" if i < left else "--:" for i in range(len(heads))]
@@ -55,6 +64,24 @@ def step_ms(result: Result) -> tuple[float | None, float | None]:
     """Median ms per step, (exploring, committed); None where the run had no such phase."""
     times = result["step_ms_median"] or {}
     return times.get("explore"), times.get("commit")
+
+
+def host(result: Result) -> list[tuple[str, str, str]]:
+    """What the host does about a step (`experiments.watch`), where a result tells."""
+
+    def ms(value: float | None) -> str:
+        return NONE if value is None else f"{value:.2f} ms"
+
+    found = []
+    for key, said in (
+        ("host_ms_median", "dispatching"),
+        ("data_wait_ms_median", "waiting for a batch"),
+        ("between_ms_median", "between two blocks"),
+    ):
+        times = result.get(key) or {}
+        shown = " / ".join(ms(times.get(phase)) for phase in ("explore", "commit"))
+        found += [(f"host per step, {said}, exploring / committed", shown, NONE)] if times else []
+    return found
 
 
 def summary(result: Result) -> list[tuple[str, str, str]]:
@@ -75,6 +102,7 @@ def summary(result: Result) -> list[tuple[str, str, str]]:
             (f"median step, {phase}", NONE if ms is None else f"{ms:.1f} ms", NONE)
             for phase, ms in times.items()
         ),
+        *host(result),
         ("memory of the largest step", NONE if peak is None else f"{peak / MIB:.1f} MiB", NONE),
         ("time to compile", NONE if seconds is None else f"{seconds:.1f} s", NONE),
         (

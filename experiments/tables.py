@@ -10,7 +10,8 @@ A document says itself what its tables hold: paths, relative to the document, in
     <!-- /table:digits -->
 
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
-`ranks:` how many different features the layers of each row's compact models have.
+`ranks:` how many different features the layers of each row's compact models have, `peers:` the same
+networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`).
 """
 
 import argparse
@@ -20,11 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import markers, paired, pooling, records, redundancy
+from experiments import cost_rows, markers, paired, peer_tables, pooling, records, redundancy
 from experiments.summary import (
     MIB,
     NONE,
     Result,
+    interval,
     markdown,
     mean_and_spread,
     print_result,
@@ -89,16 +91,17 @@ def result_table(results: Sequence[Result]) -> str:
     return markdown(heads, rows, left=5 if any(notes) else 4)
 
 
-def _benchmark_row(row: Result) -> list[str]:
-    temp = row["temp_bytes"]
+def _benchmark_row(row: Result, rows: Sequence[Result]) -> list[str]:
+    images = row.get("images_per_s")
     return [
-        row["variant"],
+        cost_rows.label(row, rows),
         NONE if row["keep"] is None else f"{row['keep']:g}",
         NONE if row["select_every"] is None else str(row["select_every"]),
         f"{row['ms_median']:.1f} [{row['ms_min']:.1f}, {row['ms_max']:.1f}]",
-        NONE if row["vs_narrow"] is None else f"{row['vs_narrow']:.2f}x",
-        NONE if row["vs_dense"] is None else f"{row['vs_dense']:.2f}x",
-        NONE if temp is None else f"{temp / MIB:.0f}",
+        NONE if images is None else f"{images:.0f}",
+        interval(row, "vs_narrow"),
+        interval(row, "vs_dense"),
+        cost_rows.memory_text(row),
         NONE if row["compile_s"] is None else f"{row['compile_s']:.1f}",
     ]
 
@@ -119,15 +122,16 @@ def benchmark_table(benchmark: Mapping[str, Any]) -> str:
         raise ValueError("the benchmark holds no rows: run experiments.benchmark again")
     versions = ", ".join(f"{name} {version}" for name, version in benchmark["versions"].items())
     heads = [
-        *("variant", "keep", "select every", "ms per step, median [min, max]", "time / narrow"),
-        *("time / dense", "temporary MiB", "compile s"),
+        *("variant", "keep", "select every", "ms per step, median [min, max]", "images / s"),
+        *("time / narrow [95 %]", "time / dense [95 %]", "temporary MiB (peak / narrow)"),
+        "compile s",
     ]
-    tables: dict[tuple[str, int], list[list[str]]] = {}
+    tables: dict[tuple[str, int], list[Result]] = {}
     for row in benchmark["rows"]:
-        tables.setdefault((row["network"], row["batch"]), []).append(_benchmark_row(row))
+        tables.setdefault((row["network"], row["batch"]), []).append(row)
     return "\n\n".join(
         f"{network}, batch {batch}, on {benchmark['device']} ({versions}):\n\n"
-        + markdown(heads, rows, left=1)
+        + markdown(heads, [_benchmark_row(row, rows) for row in rows], left=1)
         for (network, batch), rows in tables.items()
     )
 
@@ -143,6 +147,7 @@ KINDS: dict[str, markers.Maker] = {
     "table": tables,
     "paired": paired.differences,
     "ranks": redundancy.table,
+    "peers": peer_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

@@ -45,15 +45,16 @@ class Contender(NamedTuple):
 
     Attributes:
       name: for messages.
-      run: ``(state, data) -> (state, metrics)``; gives up the buffers of ``state``.
-      state: before the first run.
+      run: ``(state, data) -> (state, metrics)``; gives up the buffers of ``state``. Metrics hold
+        ``loss`` where it trains.
+      start: makes the state before the first run; nobody else holds its arrays.
       data: the same at every run.
       steps: training steps in one run.
     """
 
     name: str
     run: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Any]]]
-    state: PyTree
+    start: Callable[[], PyTree]
     data: PyTree
     steps: int
 
@@ -122,7 +123,7 @@ def interleave(
     """
     if least < 1:
         raise ValueError(f"rounds is {least}: at least 1 is needed for a figure")
-    states = [one.state for one in contenders]
+    states = [one.start() for one in contenders]
     repeats = [1] * len(contenders)
     for i, one in enumerate(contenders):
         states[i], seconds = _timed(one, states[i], 1, clock)
@@ -150,7 +151,7 @@ def _timed(one: Contender, state: PyTree, times: int, clock: Clock) -> tuple[PyT
         state, metrics = one.run(state, one.data)
     jax.block_until_ready((state, metrics))
     seconds = clock() - start
-    if not np.all(np.isfinite(metrics["loss"])):
+    if "loss" in metrics and not np.all(np.isfinite(metrics["loss"])):
         raise ValueError(
             f"{one.name}: the loss became {np.asarray(metrics['loss'])}, and steps on NaN are no "
             "training steps; lower --learning_rate"
@@ -170,3 +171,24 @@ def ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float6
     draws = np.random.default_rng(0).integers(len(paired), size=(RESAMPLES, len(paired)))
     low, high = np.quantile(np.median(paired[draws], axis=1), (0.025, 0.975))
     return Ratio(float(np.median(paired)), float(low), float(high))
+
+
+def overtaken(
+    times_RV: npt.NDArray[np.float64], costs: Sequence[int]
+) -> list[tuple[int, Ratio] | None]:
+    """For each contender, the costliest one that it is not measurably faster than.
+
+    Args:
+      times_RV: float64[rounds, contenders], as `interleave` returns them.
+      costs: of each contender, such as its MACs.
+
+    Returns:
+      Per contender the place of the costliest other whose paired ratio, this one over that one,
+      has an interval that reaches 1, and the ratio; None where it is faster than all of them.
+    """
+    found: list[tuple[int, Ratio] | None] = []
+    for i, cost_i in enumerate(costs):
+        larger = sorted((c, j) for j, c in enumerate(costs) if c > cost_i)
+        ratios = [(j, ratio(times_RV[:, i], times_RV[:, j])) for _, j in larger]
+        found.append(next((one for one in reversed(ratios) if one[1].high >= 1.0), None))
+    return found

@@ -11,6 +11,8 @@ random subset of the full initialisation), random (random selection until the co
 experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
 
+  python -m experiments.train --profile=101:140
+      also traces those steps, into WORKDIR/profile; see docs/long_runs.md
   python -m experiments.train --config.devices=0 --coordinator=HOST:PORT --processes=2 --process=0
       one of two processes that share every batch; see docs/scaling.md
 """
@@ -22,31 +24,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
+    background,
     blocks,
+    budgeting,
     checks,
     config,
     data,
     explored,
+    footprint,
     holdout,
     journal,
     plans,
     processes,
+    profiling,
     report,
     result,
     round_facts,
     rounds,
     session,
     setup,
+    watch,
 )
 from experiments import placement as placing
+from experiments.background import Background
 from experiments.blocks import Exploring, Progress
 from experiments.display import progress
+from experiments.profiling import Window
 from experiments.programs import Programs
 from experiments.records import read_result
 from experiments.rounds import Pruning
@@ -68,28 +76,34 @@ _WORKDIR = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or auto, where a run has several processes."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST: trace the blocks of these steps, from 1, into WORKDIR/profile."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes share the run.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
-def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def train(
+    settings: ConfigDict, workdir: Path, profile: Window | None = None
+) -> dict[str, Any] | None:
     """Runs, or goes on with, one training run.
 
     Args:
       settings: the config (`experiments.config.defaults` names every field).
       workdir: where everything is written; one config a workdir.
+      profile: steps whose blocks are traced; the result stays the same.
 
     Returns:
       What `result.json` holds, or None if the run was interrupted and saved.
 
     Raises:
-      ValueError: a config, data set or workdir that does not fit.
+      ValueError: a config, data set, workdir or profile that does not fit.
       TrainingError: NaN loss, or a disk that cannot be written; nothing saved is lost.
     """
     checks.check(settings)
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
-        return _finished(workdir)
+        return _finished(workdir, profile)
     images = holdout.hold_out(
         data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size),
         validation=settings.validation,
@@ -101,15 +115,27 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     with (
         progress(name, run.steps, facts="compiling", quiet=not processes.first()) as display,
         session.interruptible() as asked,
+        background.opened() as writer,
+        profiling.profiler(profile, workdir / profiling.PROFILE, display.say) as look,
     ):
+        display.say(footprint.line(footprint.footprint(run)))
+        for warning in budgeting.warnings(run.budget, settings.dtype):
+            display.say(f"warning: {warning}")
         run, state, done = session.resume(run, programs, workdir, display.say)
-        run = setup.starting_at(run, done)
+        profiling.check(profile, done=done, steps=run.steps)
+        run, ended = setup.starting_at(run, done), None
         display.expect(run.steps)
         while done < run.steps:
             end = blocks.block_end(run, done)
-            state, line = timed_block(run, programs, state, done, end)
-            check_finite(line, workdir)
-            record(run, state, workdir, line)
+            traced = look(done, end)
+            state, line = watch.timed_block(
+                run, programs, state, done, end, ended=ended, traced=traced
+            )
+            ended = None if traced else time.perf_counter()
+            session.look(writer, workdir)
+            check_finite(line, workdir, writer)
+            with session.refusing_full_disk(workdir, writer):
+                record(run, state, workdir, line)
             display.update(line)
             begin, done = done, end
             if isinstance(state, Exploring) and done in plans.steps(run):
@@ -122,10 +148,12 @@ def train(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 state = blocks.commit(run, state)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
-                session.save(run, programs, state, workdir, done)
+                session.save(run, programs, state, workdir, done, writer=writer)
             if stop and done < run.steps:
+                session.settle(writer, workdir)
                 display.say(f"stopped after step {done}; the same command goes on from there")
                 return None
+        session.settle(writer, workdir)
     return _finish(run, programs, state, workdir)
 
 
@@ -139,40 +167,18 @@ def _finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dic
     return _finished(workdir)
 
 
-def _finished(workdir: Path) -> dict[str, Any]:
+def _finished(workdir: Path, profile: Window | None = None) -> dict[str, Any]:
     page = workdir / PAGE
     if not processes.first():
         processes.wait_for(page)
     elif not page.exists():  # killed between the two
         report.write(workdir)
-    return read_result(workdir / result.RESULT)
+    found = read_result(workdir / result.RESULT)
+    profiling.check(profile, done=found["steps"], steps=found["steps"])
+    return found
 
 
-def timed_block(
-    run: Run, programs: Programs, state: Progress, done: int, end: int
-) -> tuple[Progress, dict[str, Any]]:
-    """One block of steps, waited for once, and its line of metrics."""
-    known, begun = set(programs.compiled), time.perf_counter()
-    phase = blocks.phase_at(run, done)
-    state, metrics = blocks.run_block(run, programs, state, done, end)
-    metrics = jax.device_get(metrics)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - begun
-    return state, {
-        "step": end,
-        "steps": end - done,
-        "phase": phase,
-        "loss": float(np.mean(metrics["loss"])),
-        "accuracy": float(np.mean(metrics["accuracy"])),
-        "learning_rate": float(run.rate(end - 1)),
-        "ms_per_step": 1e3 * seconds / (end - done),
-        "compile_s": sum(programs.facts[n].seconds for n in programs.compiled if n not in known),
-        "explored": explored.share(state),
-        "bad_rewards": int(np.sum(metrics.get("bad_rewards", 0))),
-    }
-
-
-def check_finite(line: dict[str, Any], workdir: Path) -> None:
+def check_finite(line: dict[str, Any], workdir: Path, writer: Background) -> None:
     """Stops a run whose loss is not a number any more.
 
     Raises:
@@ -180,6 +186,7 @@ def check_finite(line: dict[str, Any], workdir: Path) -> None:
     """
     if not np.isfinite(line["loss"]):
         first = line["step"] - line["steps"] + 1
+        background.rest(writer)
         raise TrainingError(
             f"loss is {line['loss']} in steps {first} to {line['step']}: lower learning_rate (now "
             f"{line['learning_rate']:.3g}) or lengthen warmup; {session.last_good(workdir)}"
@@ -192,10 +199,9 @@ def record(run: Run, state: Progress, workdir: Path, line: dict[str, Any]) -> No
     channels = explored.line(run, known, line["step"]) if known is not None else None
     if not processes.first():
         return
-    with session.refusing_full_disk(workdir):
-        journal.append(workdir / session.METRICS, line)
-        if channels is not None:
-            journal.append(workdir / session.CHANNELS, channels)
+    journal.append(workdir / session.METRICS, line)
+    if channels is not None:
+        journal.append(workdir / session.CHANNELS, channels)
 
 
 def default_workdir(settings: ConfigDict) -> Path:
@@ -231,7 +237,8 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
     try:
         processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        found = train(settings, workdir)
+        profile = None if _PROFILE.value is None else profiling.parse(_PROFILE.value)
+        found = train(settings, workdir, profile)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,9 @@
 
 - *dense*: the ordinary step at full width.
 - *narrow*: the ordinary step of the network at the budget's widths: the limit.
-- *slab*: dynamic channel execution, a new selection every R steps.
+- *slab*: dynamic channel execution, a new selection every R steps. With R = 1 one program does it
+  all; with R > 1 the inner step is timed by itself, and so are the selection, gather and scatter
+  that R of them share: timing R steps at a time would leave room for few rounds.
 - *committed*: the ordinary step on the slab of the final channels.
 - *masked*: what mask-based pruning does: full width, the consumers of a channel multiplied by 0/1
   masks, which the gradient passes through.
@@ -12,203 +14,252 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward, saliency, scores, step
-from dce_jax.parts import norm_parts
+from dce_jax import forward, scores, step
+from dce_jax.cost import tree_bytes
 from dce_jax.types import Array, LossFn, PyTree
-from experiments import masking
-from experiments.bench import Bench, initial
+from experiments import masking, ranking
+from experiments.bench import Bench, initial, shapes
+from experiments.budgeting import forward_macs
+from experiments.composed import Part, Variant, memory
 from experiments.timing import Contender, Program, compiled
 
 SIGNAL = "norm_taylor"
-"""Name of the reward, the one that costs nothing."""
+"""The reward that costs nothing."""
 
 ALPHA = 0.1
 """Scale of the bandit's radius; it does not change what a step costs."""
 
 
-class Variant(NamedTuple):
-    """A row of the benchmark, ready to be timed.
+class Key(NamedTuple):
+    """Which variant.
 
     Attributes:
       variant: ``dense``, ``narrow``, ``slab``, ``committed`` or ``masked``.
-      keep: fraction of every group's channels.
+      keep: fraction of every group's channels; 1 for dense.
       select_every: R of a slab, else None.
-      compile_s: seconds, all of its programs.
-      temp_bytes: temporaries of the largest program, or None.
-      peak_bytes: the most that is held at once: arguments + outputs + temporaries - aliased of a
-        program, and the full state that waits outside while a slab trains; or None.
-      contender: what is timed.
+      signal: reward of a slab, else None.
     """
 
     variant: str
     keep: float
-    select_every: int | None
-    compile_s: float
-    temp_bytes: int | None
-    peak_bytes: int | None
-    contender: Contender
+    select_every: int | None = None
+    signal: str | None = None
 
 
-def count(keeps: Sequence[float], select_every: Sequence[int]) -> int:
-    """How many variants `build` yields."""
-    return 1 + len(keeps) * (3 + len(select_every))
+def keys(
+    keeps: Sequence[float], select_every: Sequence[int], signals: Sequence[str] = (SIGNAL,)
+) -> list[Key]:
+    """Dense, then the others of each keep.
+
+    Args:
+      keeps: fractions in (0, 1].
+      select_every: values of R.
+      signals: rewards by name, of `experiments.ranking.make_signal`.
+    """
+    found = [Key("dense", 1.0)]
+    for keep in keeps:
+        slabs = [Key("slab", keep, every, signal) for signal in signals for every in select_every]
+        found += [Key("narrow", keep), *slabs, Key("committed", keep), Key("masked", keep)]
+    return found
 
 
-def build(bench: Bench, keeps: Sequence[float], select_every: Sequence[int]) -> Iterator[Variant]:
-    """Compiles the variants one by one: dense, then the others of each keep.
+class Place(NamedTuple):
+    """What the variants of one keep share.
+
+    Attributes:
+      keep: fraction of every group's channels.
+      budget: K per group.
+      thin: the network at those widths.
+      macs: of its forward pass, one example.
+    """
+
+    keep: float
+    budget: budgets.Budget
+    thin: nn.Module
+    macs: int
+
+
+def build(bench: Bench, asked: Sequence[Key]) -> Iterator[Variant]:
+    """Compiles variants one by one; nothing of their states is allocated yet.
 
     Args:
       bench: what they share.
-      keeps: fractions in (0, 1].
-      select_every: values of R.
+      asked: of `keys`.
+
+    Raises:
+      ValueError: unknown signal, or a network without what it reads.
     """
-    wide = initial(bench, bench.module)
-    dense = forward.classification_loss(bench.module)
-    yield _ordinary(bench, "dense", 1.0, dense, wide, bench.data)
-    for keep in keeps:
-        budget = budgets.from_fraction(bench.channels.full, keep)
-        thin = maps.with_widths(bench.module, budget.compact)
-        loss = forward.classification_loss(thin)
-        yield _ordinary(bench, "narrow", keep, loss, initial(bench, thin), bench.data)
-        pieces = _pieces(bench, budget, loss, wide)
-        state = step.start_dce(pieces, wide)
-        cycle = cache(partial(_cycle, bench, pieces, state))  # one set of programs serves every R
-        for every in select_every:
-            yield _slab(bench, pieces, keep, every, state, cycle)
-        slab = jax.jit(partial(step.commit, pieces))(state).loop
-        yield _ordinary(bench, "committed", keep, loss, slab, bench.data)
-        data = {**bench.data, "masks": masking.random_masks(budget)}
-        yield _ordinary(
-            bench, "masked", keep, masking.masked_loss(dense, bench.channels), wide, data
-        )
+    place = cache(partial(_place, bench))
+    cycle = cache(partial(_cycle, bench))  # one set of programs serves every R
+    for key in asked:
+        if key.variant == "slab":
+            yield _slab(bench, place(key.keep), key, cycle)
+        else:
+            yield _ordinary(bench, place(key.keep), key)
 
 
-def _own(state: PyTree) -> PyTree:
-    # Every contender gives up its buffers, so it must not share them.
-    return jax.device_put(state, may_alias=False)
+def _place(bench: Bench, keep: float) -> Place:
+    budget = budgets.from_fraction(bench.channels.full, keep)
+    thin = maps.with_widths(bench.module, budget.compact)
+    return Place(keep, budget, thin, forward_macs(thin, bench.data["image"]))
 
 
-def _pieces(
-    bench: Bench, budget: budgets.Budget, loss: LossFn, wide: step.LoopState
-) -> step.Pieces:
+def pieces(bench: Bench, budget: budgets.Budget, thin: nn.Module, signal: str) -> step.Pieces:
+    """What the slab's step functions close over.
+
+    Args:
+      bench: what the variants share.
+      budget: K per group.
+      thin: the network at the budget's widths.
+      signal: name of the reward.
+
+    Raises:
+      ValueError: unknown signal, or a network without what it reads.
+    """
+    wide = shapes(bench, bench.module)
     return step.pieces(
         bench.channels,
         budget,
         params=wide.params,
         model_state=wide.model_state,
         tx=bench.tx,
-        loss=loss,
-        signal=saliency.norm_taylor(
-            bench.module.reward_norms(), norm_parts(bench.channels, budget.compact)
-        ),
+        loss=forward.classification_loss(thin),
+        signal=ranking.make_signal(signal, bench.module, bench.channels, budget),
+        gate_shapes=forward.gate_shapes(thin, bench.data["image"][:1]),
         score=partial(scores.ucb, alpha=ALPHA),
     )
 
 
-def _many(one_step: Any, length: int) -> Any:
+def many(one_step: Any, length: int) -> Any:
+    """So many steps in one dispatch.
+
+    Args:
+      one_step: ``(state, data) -> (state, metrics)``.
+      length: steps.
+    """
     # No scan around a single step: on the CPU its body would run about 20 times slower.
     return one_step if length == 1 else step.repeat(one_step, length)
 
 
-def _ordinary(
-    bench: Bench, variant: str, keep: float, loss: LossFn, loop: step.LoopState, data: PyTree
-) -> Variant:
-    one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
-    program = compiled(_many(one_step, bench.dispatch), loop, data)
-    name = f"{variant} at keep {keep:g}"
-    contender = Contender(name, program.call, _own(loop), data, bench.dispatch)
-    return _variant(variant, keep, None, [program], contender)
+def _ordinary(bench: Bench, place: Place, key: Key) -> Variant:
+    full = key.variant in ("dense", "masked")
+    module = bench.module if full else place.thin
+    data: dict[str, Any] = dict(bench.data)
+    loss = forward.classification_loss(module)
+    if key.variant == "masked":
+        loss = masking.masked_loss(loss, bench.channels)
+        data["masks"] = masking.random_masks(place.budget)
+    name = f"{key.variant} at keep {key.keep:g}"
+    program, contender = ordinary(bench, name, module, loss, data)
+    if key.variant == "committed":
+        own = pieces(bench, place.budget, place.thin, SIGNAL)
+        contender = contender._replace(start=partial(_committed, bench, own))
+    work = _place(bench, 1.0).macs if full else place.macs
+    return _variant(key, work, [program], [Part(contender, 1.0)])
 
 
-def _slab(
-    bench: Bench,
-    pieces: step.Pieces,
-    keep: float,
-    every: int,
-    state: step.DceState,
-    cycle: Callable[[int], list[Program]],
-) -> Variant:
-    name = f"slab at keep {keep:g}, select_every {every}"
-    if every == 1:
-        fused = compiled(_many(partial(step.fused, pieces), bench.dispatch), state, bench.data)
-        contender = Contender(name, fused.call, _own(state), bench.data, bench.dispatch)
-        return _variant("slab", keep, every, [fused], contender)
-    scan = 1 if bench.dispatch == 1 else every
-    programs, cycles = cycle(scan), max(1, bench.dispatch // every)
-    run = partial(select_and_train, programs, every // scan, cycles)
-    contender = Contender(name, run, _own(state), bench.data, cycles * every)
-    return _variant("slab", keep, every, programs, contender, waiting=_bytes(state))
-
-
-def _cycle(bench: Bench, pieces: step.Pieces, state: step.DceState, scan: int) -> list[Program]:
-    inside = jax.eval_shape(partial(step.enter, pieces), state)
-    return [
-        compiled(partial(step.enter, pieces), state, donate=False),
-        compiled(_many(partial(step.observe, pieces), scan), inside, bench.data),
-        compiled(partial(step.leave, pieces), state, inside),
-    ]
-
-
-def select_and_train(
-    programs: Sequence[Program], calls: int, cycles: int, state: step.DceState, data: PyTree
-) -> tuple[step.DceState, dict[str, Array]]:
-    """Trains in slab space: per cycle one selection and ``calls`` calls of the inner program.
+def ordinary(
+    bench: Bench, name: str, module: nn.Module, loss: LossFn, data: PyTree
+) -> tuple[Program, Contender]:
+    """Compiles an ordinary training step.
 
     Args:
-      programs: enter, inner (one step, or a scan of R) and leave.
-      calls: of the inner program per selection.
-      cycles: selections.
-      state: at full width; its buffers are given up.
+      bench: what all variants share.
+      name: of the contender.
+      module: the network, at any width.
+      loss: of it.
       data: the batch.
+    """
+    one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
+    program = compiled(many(one_step, bench.dispatch), shapes(bench, module), data)
+    start = partial(initial, bench, module)
+    return program, Contender(name, program.call, start, data, bench.dispatch)
+
+
+def _committed(bench: Bench, own: step.Pieces) -> step.LoopState:
+    state = step.start_dce(own, initial(bench, bench.module))
+    return jax.jit(partial(step.commit, own))(state).loop
+
+
+def _slab(bench: Bench, place: Place, key: Key, cycle: Any) -> Variant:
+    own = pieces(bench, place.budget, place.thin, str(key.signal))
+    state = jax.eval_shape(partial(step.start_dce, own), shapes(bench, bench.module))
+    name = f"slab at keep {key.keep:g}, {key.signal}"
+    if key.select_every == 1:
+        fused = compiled(many(partial(step.fused, own), bench.dispatch), state, bench.data)
+        start = partial(_exploring, bench, own)
+        one = Contender(name, fused.call, start, bench.data, bench.dispatch)
+        programs, parts = [fused], [Part(one, 1.0)]
+    else:
+        every = int(key.select_every or 1)
+        scan = 1 if bench.dispatch == 1 else every
+        programs, (switch, inner) = cycle(place, key.signal, name, scan)
+        parts = [Part(switch, 1.0 / every), Part(inner, 1.0)]
+    return _variant(key, place.macs, programs, parts, full=tree_bytes(state))
+
+
+def _exploring(bench: Bench, own: step.Pieces) -> step.DceState:
+    return step.start_dce(own, initial(bench, bench.module))
+
+
+def _cycle(
+    bench: Bench, place: Place, signal: str, name: str, scan: int
+) -> tuple[list[Program], tuple[Contender, Contender]]:
+    """Enter, inner, leave; and as contenders a change of selection, and ``scan`` inner steps."""
+    own = pieces(bench, place.budget, place.thin, signal)
+    entering = partial(step.enter, own)
+    state = jax.eval_shape(partial(step.start_dce, own), shapes(bench, bench.module))
+    inside = jax.eval_shape(entering, state)
+    enter = compiled(entering, state, donate=False)
+    inner = compiled(many(partial(step.observe, own), scan), inside, bench.data)
+    leave = compiled(partial(step.leave, own), state, inside)
+    start = partial(_exploring, bench, own)
+    changing = partial(change_selection, enter, leave)
+    switch = Contender(f"{name}, change", changing, start, bench.data, 1)
+    begin = partial(_entered, enter, start)
+    training = Contender(f"{name}, {scan} inside", inner.call, begin, bench.data, scan)
+    return [enter, inner, leave], (switch, training)
+
+
+def _entered(enter: Program, start: Callable[[], step.DceState]) -> step.SlabState:
+    return enter.call(start())
+
+
+def change_selection(
+    enter: Program, leave: Program, state: step.DceState, data: PyTree
+) -> tuple[step.DceState, dict[str, Array]]:
+    """Selects and gathers a slab, and scatters it back without a step in between.
+
+    Args:
+      enter: compiled `step.enter`.
+      leave: compiled `step.leave`.
+      state: at full width; its buffers are given up.
+      data: not used; every contender is given it.
 
     Returns:
-      The state after, and the metrics of the last call.
+      The state after, and no metrics.
     """
-    enter, inner, leave = programs
-    for _ in range(cycles):
-        inside = enter.call(state)
-        for _ in range(calls):
-            inside, metrics = inner.call(inside, data)
-        state, _ = leave.call(state, inside)
-    return state, metrics
+    del data
+    state, _ = leave.call(state, enter.call(state))
+    return state, {}
 
 
 def _variant(
-    variant: str,
-    keep: float,
-    every: int | None,
-    programs: Sequence[Program],
-    contender: Contender,
-    *,
-    waiting: int = 0,
+    key: Key, work: int, programs: Sequence[Program], parts: Sequence[Part], *, full: int = 0
 ) -> Variant:
+    waiting = full if len(programs) > 1 else 0
     temporaries, peak = memory(programs, waiting=waiting)
-    seconds = sum(program.seconds for program in programs)
-    return Variant(variant, keep, every, seconds, temporaries, peak, contender)
-
-
-def memory(programs: Sequence[Program], *, waiting: int = 0) -> tuple[int | None, int | None]:
-    """Temporaries of the largest program, and the most bytes held at once.
-
-    Args:
-      programs: one, or (enter, inner, leave).
-      waiting: bytes of the full state, which waits while inner runs and is an argument elsewhere.
-
-    Returns:
-      (bytes, bytes), or (None, None) where XLA keeps no account.
-    """
-    memories = [program.memory for program in programs if program.memory is not None]
-    if len(memories) < len(programs):
-        return None, None
-    peaks = [cost.peak_bytes(memory) for memory in memories]
-    if waiting:
-        peaks[1] += waiting
-    return max(memory.temporaries for memory in memories), max(peaks)
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    return Variant(
+        **key._asdict(),
+        macs=work,
+        compile_s=sum(program.seconds for program in programs),
+        temp_bytes=temporaries,
+        peak_bytes=peak,
+        outside_bytes=full,
+        parts=tuple(parts),
+    )

@@ -17,15 +17,18 @@ from ml_collections import ConfigDict
 
 from dce_jax import networks
 from dce_jax.networks import VGG
-from experiments import config, setup, train
+from experiments import config, setup, train, watch
 
-TIMES = ("ms_per_step", "compile_s", "step_ms_median", "peak_bytes")
+TIMES = (
+    *("ms_per_step", "compile_s", "step_ms_median", "peak_bytes", "host_ms_median"),
+    *("data_wait_ms_median", "between_ms_median", "profiled", *watch.KEYS),
+)
 """What may differ between two runs of one config."""
 
 FULL, HALF = {"conv0": 4, "conv1": 6}, {"conv0": 2, "conv1": 3}
 
 
-def tiny(*, num_classes, dtype, width):
+def tiny(*, num_classes, dtype=np.float32, width=1.0):
     """conv 4, pool, conv 6, pool, head: for 4x4 images."""
     del width
     return VGG(depths=(1, 1), widths=FrozenDict(FULL), num_classes=num_classes, dtype=dtype)
@@ -108,7 +111,7 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
 def flags(patch: pytest.MonkeyPatch, settings: ConfigDict, workdir: Path | None) -> None:
     """What the command line of `experiments.train` would say; one process."""
     values = {"_CONFIG": settings, "_WORKDIR": workdir and str(workdir)}
-    values |= dict.fromkeys(("_COORDINATOR", "_PROCESSES", "_PROCESS"))
+    values |= dict.fromkeys(("_COORDINATOR", "_PROCESSES", "_PROCESS", "_PROFILE"))
     for name, value in values.items():
         patch.setattr(train, name, SimpleNamespace(value=value))
 

@@ -1,8 +1,9 @@
 """The benchmark: its rows, its way of timing, the masked rival, and what it refuses."""
 
 import json
+import subprocess
 from functools import partial
-from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,19 @@ from flax.core import FrozenDict
 
 from dce_jax import budget, cost, forward, networks, slab
 from dce_jax import channels as maps
-from experiments import bench, benchmark, cost_plot, cost_rows, masking, records, timing, variants
+from experiments import (
+    bench,
+    benchmark,
+    composed,
+    cost_plot,
+    cost_rows,
+    device_memory,
+    masking,
+    records,
+    summary,
+    timing,
+    variants,
+)
 
 SMALL = ["--network", "tiny", "--batch", "8", "--image_size", "16"]
 
@@ -33,7 +46,7 @@ def written(tmp_path_factory):
 
 def test_file_has_the_keys_and_rows_of_the_contract(written):
     result = json.loads(written.read_text())
-    assert {"device", "versions", "rows", "command", "signal", "seconds"} == result.keys()
+    assert {"device", "versions", "rows", "command", "seconds"} == result.keys()
     assert list(result["versions"]) == ["python", "jax", "jaxlib", "flax", "optax", "numpy"]
     assert result["versions"]["jax"] == jax.__version__
     assert "cpu" in result["device"] and "--network tiny" in result["command"]
@@ -76,9 +89,9 @@ def test_the_full_state_waits_while_inner_steps_run():
         return timing.Program(len, 0.0, memory)
 
     cycle = [program(5), program(50), program(7)]
-    assert variants.memory(cycle) == (50, 160)
-    assert variants.memory(cycle, waiting=1000) == (50, 1160)
-    assert variants.memory([*cycle[:2], timing.Program(len, 0.0, None)]) == (None, None)
+    assert composed.memory(cycle) == (50, 160)
+    assert composed.memory(cycle, waiting=1000) == (50, 1160)
+    assert composed.memory([*cycle[:2], timing.Program(len, 0.0, None)]) == (None, None)
 
 
 def fake(name, seconds, clock, log, *, steps=1, loss=0.5):
@@ -87,7 +100,7 @@ def fake(name, seconds, clock, log, *, steps=1, loss=0.5):
         log.append(name)
         return state + data, {"loss": np.float32(loss)}
 
-    return timing.Contender(name, run, 0, 1, steps)
+    return timing.Contender(name, run, int, 1, steps)
 
 
 def interleave(contenders, clock, **options):
@@ -149,36 +162,108 @@ def test_ratio_is_paired():
 
 def test_many_steps_per_dispatch_take_the_steps_they_say():
     shared = bench.prepare(tiny(), batch=4, image_size=8, learning_rate=0.01, dispatch=4)
-    built = list(islice(variants.build(shared, [0.5], [1, 2]), 4))
-    assert [one.select_every for one in built] == [None, None, 1, 2]
-    for one in built:
-        state, metrics = one.contender.run(one.contender.state, one.contender.data)
-        assert int(getattr(state, "loop", state).step) == one.contender.steps == 4
+    asked = variants.keys([0.5], [1, 2])
+    assert [key.select_every for key in asked] == [None, None, 1, 2, None, None]
+    for key, one in zip(asked[:4], variants.build(shared, asked[:4]), strict=True):
+        *others, last = one.parts
+        state, metrics = last.contender.run(last.contender.start(), last.contender.data)
+        steps = 2 if key.select_every == 2 else 4  # one selection's worth, or one dispatch
+        assert int(getattr(state, "loop", state).step) == last.contender.steps == steps
         assert np.all(np.isfinite(metrics["loss"]))
-        if one.select_every:
-            assert int(state.bandit.selections) == 4 // one.select_every
+        assert [part.share for part in others] == ([0.5] if key.select_every == 2 else [])
+        if key.select_every == 1:
+            assert int(state.bandit.selections) == 4
 
 
-def test_a_cycle_enters_once_trains_and_leaves():
-    log = []
-
-    def program(name, value):
-        def call(*args):
-            log.append((name, args))
-            return value
-
-        return timing.Program(call, 0.0, None)
-
-    programs = [program("enter", "in"), program("inner", ("in", {})), program("leave", ("out", 0))]
-    state, _ = variants.select_and_train(programs, 3, 2, "start", "data")
-    inner = [("inner", ("in", "data"))] * 3
-    first = [("enter", ("start",)), *inner, ("leave", ("start", "in"))]
-    assert state == "out"
-    assert log == [*first, ("enter", ("out",)), *inner, ("leave", ("out", "in"))]
+def test_a_change_of_selection_trains_nothing():
+    shared = bench.prepare(tiny(), batch=4, image_size=8, learning_rate=0.01, dispatch=1)
+    (slab,) = variants.build(shared, [variants.Key("slab", 0.5, 3, "norm_taylor")])
+    change, inner = (part.contender for part in slab.parts)
+    assert [part.share for part in slab.parts] == [1 / 3, 1.0]
+    before = jax.tree.map(np.asarray, change.start().loop.params)
+    state, metrics = change.run(change.start(), change.data)
+    assert metrics == {} and int(state.bandit.selections) == 1 and int(state.loop.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.loop.params, before)
+    inside, metrics = inner.run(inner.start(), inner.data)
+    assert int(inside.loop.step) == int(inside.taken) == 1 and np.isfinite(metrics["loss"])
 
 
-def test_count_is_what_build_yields(written):
-    assert len(json.loads(written.read_text())["rows"]) == variants.count([0.5], [1, 3]) == 6
+def part(name, share):
+    return composed.Part(timing.Contender(name, len, int, 0, 1), share)
+
+
+def test_shared_contenders_are_timed_once_and_added_up():
+    built = [variant("dense", 1.0), variant("slab", 0.5, 2), variant("slab", 0.5, 10)]
+    parts = [(part("d", 1.0),), *((part("c", 1 / r), part("i", 1.0)) for r in (2, 10))]
+    built = [one._replace(parts=mine) for one, mine in zip(built, parts, strict=True)]
+    assert [one.name for one in composed.contenders(built)] == ["d", "c", "i"]
+    times_RV = composed.combined(built, np.array([[9.0, 4.0, 1.0], [8.0, 2.0, 1.5]]))
+    np.testing.assert_allclose(times_RV, [[9.0, 3.0, 1.4], [8.0, 2.5, 1.7]])
+
+
+def test_signals_have_rows_and_lines_of_their_own():
+    asked = variants.keys([0.5], [1, 10], ["norm_taylor", "gate_taylor"])
+    assert len(asked) == len(set(asked)) == 1 + 3 + 4
+    slabs = [(k.select_every, k.signal) for k in asked if k.variant == "slab"]
+    names = ("norm_taylor", "gate_taylor")
+    assert slabs == [(every, name) for name in names for every in (1, 10)]
+    built = [variant(*key) for key in asked]
+    rows = cost_rows.rows(built, np.ones((2, len(built))), network="net", batch=4)
+    assert [row["images_per_s"] for row in rows] == [4000.0] * 8
+    labels = {cost_rows.label(row, rows) for row in rows}
+    assert {"slab, gate_taylor", "slab, norm_taylor", "narrow"} < labels
+    assert {cost_rows.label(row, rows[:4]) for row in rows[:4]} == {"dense", "narrow", "slab"}
+    legend = cost_plot.step_times(rows, device="cpu").axes[0].get_legend().get_texts()
+    assert "slab, a selection every 10 steps, gate_taylor" in [t.get_text() for t in legend]
+
+
+def test_a_slabs_peak_is_compared_without_the_full_state():
+    built = [variant("dense", 1.0), variant("narrow", 0.5), variant("slab", 0.5, 1)]
+    bytes_held = [(1000, 0), (200, 0), (610, 400)]
+    built = [
+        one._replace(peak_bytes=peak, outside_bytes=outside, temp_bytes=50)
+        for one, (peak, outside) in zip(built, bytes_held, strict=True)
+    ]
+    rows = cost_rows.rows(built, np.ones((2, 3)), network="net", batch=4)
+    assert [row["peak_vs_narrow"] for row in rows] == [5.0, 1.0, 1.05]
+    assert cost_rows.memory_text(rows[2]) == "0 (1.05x)"
+    assert summary.interval(rows[2], "vs_narrow") == "1.00 [1.00, 1.00]"
+    assert summary.interval({"vs_narrow": 1.234}, "vs_narrow") == "1.23"
+
+
+def test_the_device_tells_the_peak_of_one_variant():
+    shared = bench.prepare(tiny(), batch=4, image_size=8, learning_rate=0.01, dispatch=1)
+    (slab,) = variants.build(shared, [variants.Key("slab", 0.5, 3, "norm_taylor")])
+    assert device_memory.peak(slab, stats=lambda: None) is None
+    assert device_memory.peak(slab, stats=lambda: {"peak_bytes_in_use": 7, "limit": 9}) == 7
+
+
+def test_device_memory_is_asked_for_in_processes_of_their_own(monkeypatch):
+    calls, told = [], []
+
+    def answer(command, **options):
+        calls.append((command, options["env"]["XLA_PYTHON_CLIENT_PREALLOCATE"]))
+        return SimpleNamespace(returncode=0, stdout="noise\n123\n", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    asked = variants.keys([0.5], [1])
+    found = device_memory.measure(["--batch", "8"], asked, told.append)
+    assert found == dict.fromkeys(asked, 123) and told == [1, 2, 3, 4, 5]
+    command, preallocate = calls[2]
+    assert variants.Key(*json.loads(command[3])) == asked[2] and command[4:] == ["--batch", "8"]
+    assert preallocate == "false"
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="out of memory")
+    )
+    with pytest.raises(ValueError, match=r"dense.*out of memory"):
+        device_memory.measure([], asked, told.append)
+
+
+def test_a_process_of_one_variant_prints_bytes_last(monkeypatch, capsys):
+    monkeypatch.setitem(networks.NETWORKS, "tiny", tiny)
+    key = json.dumps(variants.Key("narrow", 0.5))
+    assert device_memory.main([key, *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) is None  # a CPU keeps no account
 
 
 def test_masked_loss_is_the_narrow_networks_loss():
@@ -212,8 +297,8 @@ def test_masked_loss_is_the_narrow_networks_loss():
     assert abs(loss - whole) > 1e-3
 
 
-def variant(name, keep, every=None):
-    return variants.Variant(name, keep, every, 1.0, None, None, None)
+def variant(name, keep, every=None, signal=None):
+    return composed.Variant(name, keep, every, signal, 1, 1.0, None, None, 0, ())
 
 
 def several_keeps():

@@ -74,6 +74,7 @@ def test_shipped_configs_pass_and_share_their_fields(module):
         ({"validation": -1}, "validation is -1: it must be at least 0"),
         ({"examples": 0}, "examples is 0: it must be at least 1"),
         ({"image_size": 0}, "image_size is 0: it must be at least 1"),
+        ({"threads": 0}, "threads is 0: it must be at least 1"),
         ({"image_size": 224, "crop": 4}, "crop is 4, but image_size 224 cuts .*: use crop 0"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
     ],

@@ -14,7 +14,7 @@ from experiments import bench, describe
 
 KEYS = {
     *("groups", "params_full", "params_compact", "macs_full", "macs_compact"),
-    *("train_bytes_full", "train_bytes_compact"),
+    *("kept_bytes_full", "kept_bytes_compact", "train_bytes_full", "train_bytes_compact"),
 }
 WIDTHS = {"conv0": 4, "conv1": 6}
 
@@ -61,6 +61,9 @@ def test_figures_are_those_of_the_networks(tmp_path, registered, capsys):
         assert found[f"macs_{name}"] == macs
     assert found["train_bytes_compact"] == plain_step_bytes(tiny({"conv0": 2, "conv1": 3}), batch=8)
     assert found["train_bytes_full"] > found["train_bytes_compact"]
+    # Nothing that the backward pass reads is larger than all that the step holds.
+    assert 0 < found["kept_bytes_compact"] < found["kept_bytes_full"]
+    assert found["kept_bytes_full"] < 3 * found["train_bytes_full"]
     printed = capsys.readouterr().out
     assert "params/conv1/kernel" in printed and "compact / full" in printed
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import runs
 
-from experiments import blocks, data, placement, session, setup, train
+from experiments import background, blocks, data, placement, session, setup, train
 from experiments.collectives import collectives, is_gradient
 from experiments.programs import Programs
 
@@ -122,5 +122,6 @@ def test_a_device_that_decides_otherwise_stops_the_run(lab, tmp_path):
     broken = jax.make_array_from_single_device_arrays((4,), plays.sharding, copies)
     bandit = state.dce.bandit._replace(plays={**state.dce.bandit.plays, "conv0": broken})
     state = state._replace(dce=state.dce._replace(bandit=bandit))
-    with pytest.raises(train.TrainingError, match=r"different copies of .*conv0.* after step 2"):
-        session.save(run, Programs(), state, tmp_path, 2)
+    message = r"different copies of .*conv0.* after step 2"
+    with background.opened() as writer, pytest.raises(train.TrainingError, match=message):
+        session.save(run, Programs(), state, tmp_path, 2, writer=writer)

@@ -56,9 +56,9 @@ def test_a_run_trains_and_is_evaluated_on_the_validation_split(whole):
 
 @pytest.mark.parametrize("stop", [5, 10])
 def test_an_interrupted_run_sees_the_same_images_and_ends_the_same(lab, whole, tmp_path, stop):
-    settings = lab.settings(stop_after=stop)
+    settings = lab.settings(stop_after=stop, threads=1)
     assert train.train(settings, tmp_path) is None
-    settings.stop_after = None
+    settings.update(stop_after=None, threads=3)
     train.train(settings, tmp_path)
     runs.same_end(whole[1], tmp_path)
 

@@ -299,6 +299,7 @@ def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
     [
         ({"method": "slimming", "prune_until": 1.0}, "prune_until is 1.0: slimming prunes until"),
         ({"prune_until": 0.0}, "prune_until is 0.0: taylor"),
+        ({"multiple_of": 0}, "multiple_of is 0, what this device wants, but taylor shrinks"),
         ({"prune_dense": 1.5}, "prune_dense is 1.5: it is a share of the time, 0 to 1"),
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
         ({"penalty": -1.0}, "penalty is -1.0: it must not be negative"),

@@ -58,7 +58,7 @@ def data(shape, dtype, seed=0):
     return np.asarray(draw.normal(size=shape) * 100).astype(dtype)
 
 
-def check_pair(leaf, new, axes, selection):
+def check_pair(leaf, new, axes, selection, lookup="index"):
     names = {"leaf": AxisNames(axes)}
     place = np.ix_(*rows(leaf.shape, axes, selection)) if axes else ()
     reference = np.asarray(leaf[place])
@@ -67,10 +67,10 @@ def check_pair(leaf, new, axes, selection):
     @jax.jit
     def run(leaf, new, chosen):
         tree = {"leaf": leaf}
-        cut = slab.gather(tree, names, chosen, FULL)
-        same = slab.scatter(tree, cut, names, chosen, FULL)
-        back = slab.scatter(tree, {"leaf": new}, names, chosen, FULL)
-        return cut, same, back, slab.gather(back, names, chosen, FULL)
+        cut = slab.gather(tree, names, chosen, FULL, lookup=lookup)
+        same = slab.scatter(tree, cut, names, chosen, FULL, lookup=lookup)
+        back = slab.scatter(tree, {"leaf": new}, names, chosen, FULL, lookup=lookup)
+        return cut, same, back, slab.gather(back, names, chosen, FULL, lookup=lookup)
 
     cut, same, back, again = run(leaf, new, indices(selection))
     expected = np.array(leaf)
@@ -81,17 +81,18 @@ def check_pair(leaf, new, axes, selection):
     same_bits(again, {"leaf": new})
 
 
+@pytest.mark.parametrize("lookup", ["index", "one_hot"])
 @pytest.mark.parametrize("case", CASES)
-def test_gather_and_scatter_are_numpys_indexing_and_each_others_inverse(case):
+def test_gather_and_scatter_are_numpys_indexing_and_each_others_inverse(case, lookup):
     shape, axes = CASES[case]
     # NaN, infinities and a negative zero must travel as bits, too.
     leaf = data(shape, np.float32)
     odd = np.asarray([np.nan, -0.0, np.inf, -np.inf], np.float32)
     leaf.reshape(-1)[: odd.size] = odd[: leaf.size]
-    check_pair(leaf, data(shape, jnp.float32, 1), axes, CHOSEN)
+    check_pair(leaf, data(shape, jnp.float32, 1), axes, CHOSEN, lookup)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_random_leaves_and_selections(drawn):
     size = drawn.draw(st.integers(1, 3))
@@ -105,7 +106,8 @@ def test_random_leaves_and_selections(drawn):
         if drawn.draw(st.booleans())
     }
     dtype = drawn.draw(st.sampled_from([jnp.float32, jnp.bfloat16, jnp.int32]))
-    check_pair(data(shape, dtype), data(shape, dtype, 1), axes, selection)
+    lookup = drawn.draw(st.sampled_from(["index", "one_hot"]))
+    check_pair(data(shape, dtype), data(shape, dtype, 1), axes, selection, lookup)
 
 
 def test_trees_keep_their_structure():

@@ -111,10 +111,13 @@ def benchmark(**changes) -> dict:
 def test_benchmark_table_writes_rows_and_dashes():
     table = tables.benchmark_table(benchmark())
     assert table.startswith("vgg16, batch 64, on cpu (jax 0.10.2):\n\n| variant |")
-    assert "| slab | 0.5 | 10 | 293.0 [290.0, 301.5] | 1.03x | 0.37x | 167 | 12.3 |" in table
+    assert "| slab | 0.5 | 10 | 293.0 [290.0, 301.5] | - | 1.03 | 0.37 | 167 | 12.3 |" in table
+    ends = {"vs_narrow_low": 1.0, "vs_narrow_high": 1.06, "images_per_s": 218.4}
+    table = tables.benchmark_table(benchmark(peak_vs_narrow=1.004, **ends))
+    assert "| 218 | 1.03 [1.00, 1.06] | 0.37 | 167 (1.00x) |" in table
     blank = dict.fromkeys(("keep", "select_every", "vs_narrow", "temp_bytes", "compile_s"))
     table = tables.benchmark_table(benchmark(variant="dense", vs_dense=1.0, **blank))
-    assert "| dense | - | - | 293.0 [290.0, 301.5] | - | 1.00x | - | - |" in table
+    assert "| dense | - | - | 293.0 [290.0, 301.5] | - | - | 1.00 | - | - |" in table
     with pytest.raises(ValueError, match="no rows"):
         tables.benchmark_table(benchmark() | {"rows": []})
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dce_jax.networks import layers
-from dce_jax.networks.gates import gate, gate_parts
+from dce_jax.networks.remat import called
+from dce_jax.networks.units import norm_relu
 
 
 class Layout(NamedTuple):
@@ -128,8 +129,9 @@ class DenseUnit(nn.Module):
             x = layers.conv(
                 self.widths, before, self.inner, name="conv0", dtype=self.dtype, size=1
             )(x)
-            x = nn.relu(layers.norm(self.inner, name="norm1", train=train, dtype=self.dtype)(x))
-            x, before = gate(self, x, self.inner), self.inner
+            parts = {self.inner: self.widths[self.inner]}
+            x = norm_relu(self, x, parts, name="norm1", train=train, dtype=self.dtype)
+            before = self.inner
         size = 1 if transition else 3
         x = layers.conv(self.widths, before, name, name="conv", dtype=self.dtype, size=size)(x)
         return layers.halve(x) if transition else x
@@ -156,8 +158,8 @@ def read(
       train: see `layers.norm`.
       dtype: compute type.
     """
-    x = nn.relu(layers.norm(groups, name=name, train=train, dtype=dtype)(x))
-    return gate_parts(module, x, {group: widths[group] for group in groups})
+    parts = {group: widths[group] for group in groups}
+    return norm_relu(module, x, parts, name=name, train=train, dtype=dtype)
 
 
 class DenseNet(nn.Module):
@@ -169,6 +171,7 @@ class DenseNet(nn.Module):
       num_classes: outputs of the linear layer.
       bottleneck: see `Layout`.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      remat: whether layers compute their activations again in the backward pass.
     """
 
     depths: tuple[int, ...]
@@ -176,6 +179,7 @@ class DenseNet(nn.Module):
     num_classes: int
     bottleneck: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -197,7 +201,8 @@ class DenseNet(nn.Module):
         *inside, end = units(self.depths)
         for unit in inside:
             inner = self._inner(unit)
-            new = DenseUnit(self.widths, unit, inner, self.dtype, name=unit.name)(x, train=train)
+            layer = DenseUnit(self.widths, unit, inner, self.dtype, name=unit.name)
+            new = called(DenseUnit.__call__, layer, x, remat=self.remat, train=train)
             x = new if unit.transition else jnp.concatenate([x, new], axis=-1)
         x = read(self, x, self.widths, end.reads, "norm", train=train, dtype=self.dtype)
         x = x.mean(axis=(1, 2))

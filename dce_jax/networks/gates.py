@@ -68,18 +68,45 @@ def gate_parts(module: nn.Module, y: jax.Array, parts: Mapping[str, int]) -> jax
     tap = _TAP.get()
     if tap is not None:
         y = tap(module.path, parts, y)
+    gates = handed_in(module, y.shape[0], parts, y.dtype)
+    return y if gates is None else y * spread(gates, y.ndim)
+
+
+def tapped() -> bool:
+    """Whether a function watches what is gated (`tapping`)."""
+    return _TAP.get() is not None
+
+
+def handed_in(
+    module: nn.Module, batch: int, parts: Mapping[str, int], dtype: jnp.dtype
+) -> jax.Array | None:
+    """The gates of one place, one after another; None where none were handed in.
+
+    Args:
+      module: the calling Linen module, not initialising.
+      batch: B.
+      parts: channel group -> its channels, in the axis's order.
+      dtype: of gates that are made here, because they are asked for or others of the place exist.
+
+    Returns:
+      float[B, sum of the parts], or None.
+    """
     names = {_name(group): size for group, size in parts.items()}
     mutable = module.is_mutable_collection(GATES)
     if not (mutable or any(module.has_variable(GATES, name) for name in names)):
-        return y
+        return None
     gates = [
-        module.variable(GATES, name, jnp.ones, (y.shape[0], size), y.dtype).value
+        module.variable(GATES, name, jnp.ones, (batch, size), dtype).value
         if mutable or module.has_variable(GATES, name)
-        else jnp.ones((y.shape[0], size), y.dtype)
+        else jnp.ones((batch, size), dtype)
         for name, size in names.items()
     ]
-    ones = gates[0] if len(gates) == 1 else jnp.concatenate(gates, axis=-1)
-    return y * ones.reshape(y.shape[0], *(1,) * (y.ndim - 2), y.shape[-1])
+    return gates[0] if len(gates) == 1 else jnp.concatenate(gates, axis=-1)
+
+
+def spread(gates: jax.Array, ndim: int) -> jax.Array:
+    """float[B, C] -> float[B, 1, ..., C] with ``ndim`` axes."""
+    return gates.reshape(gates.shape[0], *(1,) * (ndim - 2), gates.shape[-1])
 
 
 def _name(group: str) -> str:

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 Axis: TypeAlias = str | tuple[str, ...] | None
 
+MOMENTUM, EPSILON = 0.9, 1e-5
+"""Of every batch norm's running statistics, and what is added to its variance."""
+
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -93,7 +96,8 @@ def norm(groups: Axis, *, name: str, train: bool, dtype: jnp.dtype) -> nn.BatchN
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
         dtype=dtype,
         scale_init=named(nn.initializers.ones_init(), (groups,)),
         bias_init=named(nn.initializers.zeros_init(), (groups,)),

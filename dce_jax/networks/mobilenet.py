@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 
 from dce_jax.networks import layers
 from dce_jax.networks.gates import gate
+from dce_jax.networks.remat import called
 
 DEPTHS, SIZES = (1, 2, 3, 4, 3, 3, 1), (16, 24, 32, 64, 96, 160, 320)
 STEM, LAST, EXPANSION = 32, 1280, 6
@@ -125,6 +126,7 @@ class MobileNetV2(nn.Module):
       widths: channel group -> channels; `mobilenet_widths` gives the groups.
       num_classes: outputs of the linear layer.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      remat: whether blocks compute their activations again in the backward pass.
     """
 
     depths: tuple[int, ...]
@@ -132,6 +134,7 @@ class MobileNetV2(nn.Module):
     widths: FrozenDict[str, int]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -153,7 +156,8 @@ class MobileNetV2(nn.Module):
         before = "stem"
         for place in self._blocks():
             block = InvertedResidual(self.widths, place, self.dtype, name=place.name)
-            x, before = block(x, train=train), place.after
+            x = called(InvertedResidual.__call__, block, x, remat=self.remat, train=train)
+            before = place.after
         x = self._unit(gate(self, x, before), before, "last", "1", train)
         x = gate(self, x, "last").mean(axis=(1, 2))
         return layers.logits(layers.head(self.num_classes, "last", dtype=self.dtype)(x))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dce_jax.networks import layers
-from dce_jax.networks.gates import gate
+from dce_jax.networks.remat import called
 from dce_jax.networks.stages import Place, group_widths, places
+from dce_jax.networks.units import norm_relu
 
 LAYOUTS: dict[str, tuple[int, ...]] = {"resnet164": (18, 18, 18)}
 """Network name -> blocks per stage."""
@@ -42,8 +43,8 @@ class PreactBlock(nn.Module):
         _, before, inner, after, stride = self.place
         groups, y, beside = (before, *inner, after), x, x
         for i, (source, group) in enumerate(pairwise(groups)):
-            y = nn.relu(layers.norm(source, name=f"norm{i}", train=train, dtype=self.dtype)(y))
-            y = gate(self, y, source)
+            parts = {source: self.widths[source]}
+            y = norm_relu(self, y, parts, name=f"norm{i}", train=train, dtype=self.dtype)
             if i == 0 and before != after:
                 beside = self._conv(y, before, after, "conv_shortcut", 1, stride)
             y = self._conv(y, source, group, f"conv{i}", *((3, stride) if i == 1 else (1, 1)))
@@ -65,12 +66,14 @@ class PreactResNet(nn.Module):
       widths: channel group -> channels; `preact_widths` gives the groups.
       num_classes: outputs of the linear layer.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      remat: whether blocks compute their activations again in the backward pass.
     """
 
     depths: tuple[int, ...]
     widths: FrozenDict[str, int]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -92,9 +95,10 @@ class PreactResNet(nn.Module):
         last = "stem"
         for place in self._places():
             block = PreactBlock(self.widths, place, self.dtype, name=place.name)
-            x, last = block(x, train=train), place.after
-        x = nn.relu(layers.norm(last, name="norm", train=train, dtype=self.dtype)(x))
-        x = gate(self, x, last).mean(axis=(1, 2))
+            x = called(PreactBlock.__call__, block, x, remat=self.remat, train=train)
+            last = place.after
+        parts = {last: self.widths[last]}
+        x = norm_relu(self, x, parts, name="norm", train=train, dtype=self.dtype).mean(axis=(1, 2))
         return layers.logits(layers.head(self.num_classes, last, dtype=self.dtype)(x))
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:

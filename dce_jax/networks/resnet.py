@@ -16,8 +16,10 @@ from flax.core import FrozenDict
 
 from dce_jax.networks import layers
 from dce_jax.networks.gates import gate
+from dce_jax.networks.remat import called
 from dce_jax.networks.shortcut import pad_channels
 from dce_jax.networks.stages import Place, group_widths, places
+from dce_jax.networks.units import norm_relu
 
 PADDING, PROJECTION = "padding", "projection"
 SHORTCUTS = (PADDING, PROJECTION)
@@ -83,15 +85,19 @@ class Block(nn.Module):
                 size=3 if i == strided or len(inner) == 1 else 1,
                 stride=stride if i == strided else 1,
             )(y)
-            y = layers.norm(group, name=f"norm{i}", train=train, dtype=self.dtype)(y)
             if group in inner:
-                y = gate(self, nn.relu(y), group)
+                parts = {group: self.widths[group]}
+                y = norm_relu(self, y, parts, name=f"norm{i}", train=train, dtype=self.dtype)
+            else:
+                y = layers.norm(group, name=f"norm{i}", train=train, dtype=self.dtype)(y)
         return nn.relu(y + beside)
 
     def _beside(self, x: jax.Array, train: bool) -> jax.Array:
         _, before, _, after, stride = self.place
         if self.shortcut == PADDING:
-            return pad_channels(self, x[:, ::stride, ::stride], before, after, self.widths[after])
+            # Indexing with a stride is a gather in jax 0.7.
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+            return pad_channels(self, x, before, after, self.widths[after])
         x = layers.conv(
             self.widths,
             before,
@@ -117,6 +123,7 @@ class ResNet(nn.Module):
       bottleneck: see `Layout`.
       large: see `Layout`.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      remat: whether blocks compute their activations again in the backward pass.
     """
 
     depths: tuple[int, ...]
@@ -126,6 +133,7 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     large: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -156,7 +164,8 @@ class ResNet(nn.Module):
         last = stem
         for place in self._places():
             block = Block(self.widths, place, self.shortcut, dtype, name=place.name)
-            x, last = block(x, train=train), place.after
+            x = called(Block.__call__, block, x, remat=self.remat, train=train)
+            last = place.after
         x = gate(self, x, last).mean(axis=(1, 2))
         return layers.logits(layers.head(self.num_classes, last, dtype=dtype)(x))
 

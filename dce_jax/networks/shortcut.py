@@ -38,7 +38,6 @@ def pad_channels(module: nn.Module, x: jax.Array, before: str, after: str, width
     centred = layers.named(lambda: jnp.eye(size, width, offset, dtype=jnp.float32), (before, after))
     link: jax.Array = module.variable(LINKS, "shortcut", centred).value
     # The largest entry by magnitude is the only one: rows of zeros never win against it.
-    source = jnp.argmax(jnp.abs(link), axis=0)
-    weight = jnp.take_along_axis(link, source[None], axis=0)
+    source, weight = jnp.argmax(jnp.abs(link), axis=0), jnp.sum(link, axis=0)
     chosen = x.at[..., source].get(mode="promise_in_bounds")
     return chosen * weight.reshape(1, 1, 1, width).astype(x.dtype)

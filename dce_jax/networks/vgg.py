@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dce_jax.networks import layers
-from dce_jax.networks.gates import gate
+from dce_jax.networks.remat import called
+from dce_jax.networks.units import norm_relu
 
 LAYOUTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "vgg11": ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
@@ -28,12 +29,14 @@ class VGG(nn.Module):
       widths: channel group ``conv<i>`` -> channels of convolution i.
       num_classes: outputs of the linear layer.
       dtype: compute type, float32 or bfloat16; parameters are float32.
+      remat: whether layers compute their activations again in the backward pass.
     """
 
     depths: tuple[int, ...]
     widths: FrozenDict[str, int]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -55,7 +58,8 @@ class VGG(nn.Module):
         for depth in self.depths:
             for _ in range(depth):
                 group = f"conv{index}"
-                x = self._unit(x, before, group, index, train)
+                static = {"before": before, "group": group, "index": index, "train": train}
+                x = called(VGG._unit, self, x, remat=self.remat, **static)
                 index, before = index + 1, group
             x = layers.max_of_four(x)
         x = x.mean(axis=(1, 2))
@@ -63,11 +67,11 @@ class VGG(nn.Module):
         return layers.logits(x)
 
     def _unit(
-        self, x: jax.Array, before: str | None, group: str, index: int, train: bool
+        self, x: jax.Array, *, before: str | None, group: str, index: int, train: bool
     ) -> jax.Array:
         x = layers.conv(self.widths, before, group, name=f"conv{index}", dtype=self.dtype)(x)
-        x = layers.norm(group, name=f"norm{index}", train=train, dtype=self.dtype)(x)
-        return gate(self, nn.relu(x), group)
+        parts = {group: self.widths[group]}
+        return norm_relu(self, x, parts, name=f"norm{index}", train=train, dtype=self.dtype)
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms whose gradients carry the group's reward."""

@@ -1,0 +1,73 @@
+"""Activations computed again: the same numbers, less kept, and what a run says of its memory."""
+
+from functools import partial
+
+import families
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from dce_jax import cost, forward, networks
+from dce_jax.networks import gates
+
+MODULES = {
+    **families.TINY,
+    "vgg": networks.VGG((2, 1), FrozenDict(conv0=4, conv1=5, conv2=6), num_classes=3),
+}
+
+
+def setup(name):
+    module = MODULES[name]
+    data = families.data("padding") if name == "vgg" else families.data(name)
+    found = nn.unbox(forward.initial(module, jax.random.key(0), data["image"]))
+    return module, found.pop("params"), found, data
+
+
+def value(module, params, state, gated, data):
+    loss = forward.classification_loss(module)
+    return loss(params, state, gated, data, jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", ("vgg", "padding", "dense", "mobile"))
+def test_loss_statistics_and_gradients_are_the_same_and_less_is_kept(name):
+    module, params, state, data = setup(name)
+    gated = forward.gate_shapes(module, data["image"])
+    gated = jax.tree.map(lambda g: jnp.ones(g.shape, g.dtype), gated)
+
+    def both(module):
+        of = jax.value_and_grad(partial(value, module), argnums=(0, 2), has_aux=True)
+        return families.quick_jit(of)(params, state, gated, data)
+
+    def kept(module):
+        def plain(params, state, data):
+            return value(module, params, state, {}, data)[0]
+
+        return cost.kept_bytes(plain, params, state, data)
+
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, both(module.clone(remat=True)), both(module))
+    assert kept(module.clone(remat=True)) < 0.8 * kept(module)
+
+
+def test_watched_activations_stay_in_the_open():
+    module, params, state, data = setup("vgg")
+    seen = []
+
+    def tap(path, parts, y):
+        seen.append(y)
+        return y
+
+    with gates.tapping(tap):
+        forward.apply(module.clone(remat=True), params, state, data["image"], train=False)
+    assert len(seen) == 3 and all(bool(jnp.all(jnp.isfinite(y))) for y in seen)
+
+
+def test_kept_bytes_of_a_product_are_those_of_its_factors():
+    x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5, 3), (3, 2)))
+    # The derivative of sin needs the product, that with respect to w needs x.
+    found = cost.kept_bytes(lambda w, x: jnp.sum(jnp.sin(x @ w)), w, x)
+    assert found == 4 * (5 * 3 + 5 * 2)
+    assert cost.tree_bytes({"a": x, "b": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}) == 64
