@@ -47,7 +47,7 @@ def step_times(rows: Sequence[Row], *, device: str) -> Figure:
     axes.set_ylabel("milliseconds per training step", color=INK)
     title = f"{dense['network']}, batch {dense['batch']}, {device}"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="center left")
     return figure
 
 
