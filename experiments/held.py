@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from dce_jax import networks
+from dce_jax import cost, networks
 from dce_jax.types import PyTree
 from experiments import background, bench, blocks, checkpoint, display, machine, output
 from experiments.background import Background
@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     if arguments.json is not None:
         output.check_writable(Path(arguments.json))
     state = _state(arguments.network)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    size = cost.tree_bytes(state)
     with (
         tempfile.TemporaryDirectory(dir=arguments.directory) as folder,
         display.progress("checkpoints", arguments.rounds) as shown,

@@ -79,14 +79,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     Raises:
       ValueError: whatever does not fit, naming it.
     """
-    module = networks.build(
-        config.network,
-        num_classes=data.num_classes,
-        dtype=jnp.dtype(config.dtype),
-        width=config.width,
-    )
-    if config.remat:
-        module = module.clone(remat=True)
+    module = _network(config, data)
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
     channels = probe.channel_map(module, example)
     target = budgeting.make_budget(config, module, example)
@@ -145,6 +138,16 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         placement=placement,
         pace=pace,
     )
+
+
+def _network(config: ConfigDict, data: DataSet) -> nn.Module:
+    module = networks.build(
+        config.network,
+        num_classes=data.num_classes,
+        dtype=jnp.dtype(config.dtype),
+        width=config.width,
+    )
+    return module.clone(remat=True) if config.remat else module
 
 
 def _pace(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from dce_jax import networks
 from dce_jax.networks import VGG
-from experiments import config, setup, train, watch
+from experiments import config, data, setup, train, watch
 
 TIMES = (
     *("ms_per_step", "compile_s", "step_ms_median", "peak_bytes", "host_ms_median"),
@@ -106,6 +106,12 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
         patch.setattr(setup.probe, "channel_map", functools.cache(setup.probe.channel_map))
         patch.setattr(train.report, "write", lambda workdir: (workdir / train.PAGE).write_text(""))
         yield SimpleNamespace(run=run, images=images)
+
+
+def built(lab: SimpleNamespace, **changes) -> setup.Run:
+    """A run of the lab's images that has not begun."""
+    config = settings(lab.images, **changes)
+    return setup.build(config, data.load(config.dataset, data_dir=None))
 
 
 def flags(patch: pytest.MonkeyPatch, settings: ConfigDict, workdir: Path | None) -> None:

@@ -9,22 +9,11 @@ import pytest
 import runs
 
 from dce_jax import bandit, budget, forward, step
-from experiments import blocks, data, plans, ranking, scoring, setup, train
+from experiments import blocks, plans, ranking, scoring, setup, train
 from experiments.programs import Programs
 
 WIDE = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4}
 SCORED = {**WIDE, "explore_keep": 0.7, "scoring": 2, "allocation": "global", "plans": 2}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
-def built(lab, **changes):
-    config = runs.settings(lab.images, **changes)
-    return setup.build(config, data.load(config.dataset, data_dir=None))
 
 
 def spent(found):
@@ -66,7 +55,7 @@ def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes, stop):
 def test_few_contested_seats_end_with_those_that_sit(lab):
     changes = {**WIDE, "contest": 0.5, "discount": 0.5, "commit": 0.8, "block": 2}
     _, workdir = lab.run(**changes)
-    run = built(lab, **changes)
+    run = runs.built(lab, **changes)
     state, done = blocks.start(run), 0
     sat = []
     while done < run.commit_step:
@@ -101,7 +90,7 @@ def test_controls_keep_other_channels_of_the_same_exploration(lab, final):
 
 def test_saliencies_are_the_mean_signal_of_the_whole_network(lab):
     for signal in ("norm_taylor", "gate_taylor"):
-        run = built(lab, **SCORED, signal=signal)
+        run = runs.built(lab, **SCORED, signal=signal)
         state = blocks.start(run)
         found = scoring.saliencies(run, Programs(), state.dce.loop)
         gates = forward.gate_shapes(run.module, jnp.zeros((2, *run.data.image_shape)))
@@ -130,7 +119,7 @@ def test_scoring_is_paid_for_and_decides_the_final_channels(lab):
     plain = spent(found) + 16 * found["macs_compact"]
     full_pass = 8 * found["macs_full"]
     assert found["train_macs"] == plain + 3 * 2 * 2 * full_pass  # two plans of two batches
-    run, seen = built(lab, **SCORED), {}
+    run, seen = runs.built(lab, **SCORED), {}
     state, done = blocks.start(run), 0
     while isinstance(state, blocks.Exploring) and done < run.commit_step:
         end = blocks.block_end(run, done)
@@ -182,7 +171,7 @@ def test_bad_input_is_refused(lab, changes, message):
 
 
 def test_the_initial_scale_multiplies_kernels_alone(lab):
-    one, half = (built(lab, init_scale=scale) for scale in (1.0, 0.5))
+    one, half = (runs.built(lab, init_scale=scale) for scale in (1.0, 0.5))
     before, after = (setup.initial_variables(r.module, r.data, r.config) for r in (one, half))
     for path, leaf in jax.tree_util.tree_leaves_with_path(before["params"]):
         found = leaf_at(after["params"], path)
@@ -197,7 +186,7 @@ def leaf_at(tree, path):
 
 def test_a_learned_budget_may_keep_within_parameters(lab):
     found, _ = lab.run(**WIDE, allocation="global", plans=1, target="params")
-    run = built(lab, **WIDE, allocation="global", plans=1, target="params")
+    run = runs.built(lab, **WIDE, allocation="global", plans=1, target="params")
     count = plans.cost_of(run)
     assert count(runs.FULL) == found["params_full"]
     assert found["params_compact"] == count(found["widths"]) <= count(runs.HALF)

@@ -4,22 +4,11 @@ import numpy as np
 import pytest
 import runs
 
-from experiments import data, setup, train
+from experiments import train
 
 FULL_RUN = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4, "keep": 1.0}
 GROWING = {**FULL_RUN, "keep": 0.75, "grow": 0.5, "contest": 0.0, "rate_over": "macs"}
 SMALL, FINAL = {"conv0": 2, "conv1": 3}, {"conv0": 3, "conv1": 5}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
-def built(lab, **changes):
-    config = runs.settings(lab.images, **changes)
-    return setup.build(config, data.load(config.dataset, data_dir=None))
 
 
 def test_the_network_grows_at_the_commit_and_costs_no_more(lab):
@@ -55,9 +44,9 @@ def test_growing_by_one_is_not_growing(lab):
 
 
 def test_the_rate_at_the_commit_is_that_of_the_macs_spent(lab):
-    run = built(lab, **GROWING)
-    by_steps = built(lab, **GROWING | {"rate_over": "steps"})
-    whole = built(lab, **FULL_RUN | {"keep": 0.75})
+    run = runs.built(lab, **GROWING)
+    by_steps = runs.built(lab, **GROWING | {"rate_over": "steps"})
+    whole = runs.built(lab, **FULL_RUN | {"keep": 0.75})
     # Half of the MACs are spent: the rate is where a run at the final budget has it half way.
     assert float(run.rate(run.commit_step)) == pytest.approx(float(whole.rate(10)), rel=0.1)
     assert float(by_steps.rate(run.commit_step)) < 0.8 * float(whole.rate(10))
@@ -75,7 +64,7 @@ def test_a_stopped_run_goes_on_identically(lab, tmp_path, stop, quiet):
 
 
 def test_a_share_of_one_channel_is_that_channel(lab):
-    run = built(lab, **GROWING | {"widths": "conv0=1,conv1=2", "grow": 0.1})
+    run = runs.built(lab, **GROWING | {"widths": "conv0=1,conv1=2", "grow": 0.1})
     assert run.plans[0][1].compact == {"conv0": 1, "conv1": 1}
 
 

@@ -29,12 +29,6 @@ from experiments.session import TrainingError
 __all__ = ["gate"]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
 # Profiles
 
 

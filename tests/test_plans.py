@@ -7,7 +7,7 @@ import pytest
 import runs
 
 from dce_jax import allocate, bandit, budget
-from experiments import blocks, budgeting, data, plans, setup, train
+from experiments import blocks, budgeting, plans, train
 
 GLOBAL = {
     "method": "dce",
@@ -21,15 +21,8 @@ GLOBAL = {
 }
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
 def built(lab, **changes):
-    config = runs.settings(lab.images, **(GLOBAL | changes))
-    return setup.build(config, data.load(config.dataset, data_dir=None))
+    return runs.built(lab, **(GLOBAL | changes))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from dce_jax.networks import VGG
 from dce_jax.types import Evidence
 from experiments import (
     blocks,
-    data,
     evaluate,
     pacing,
     pruners,
@@ -34,17 +33,6 @@ L1 = {**BASE, "method": "l1"}
 SLIM = {**BASE, "method": "slimming", "rounds": 1, "sparsity": 0.01}
 ALL = {"taylor": TAYLOR, "fisher": FISHER, "l1": L1, "slimming": SLIM}
 PARAMETERS = {**L1, "prune_allocation": "global", "target": "params", "multiple_of": 2}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
-def built(lab, **changes):
-    config = runs.settings(lab.images, **changes)
-    return setup.build(config, data.load(config.dataset, data_dir=None))
 
 
 def stages(found):
@@ -171,7 +159,7 @@ def advance(run, state, until):
 
 
 def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
-    run = built(lab, **TAYLOR, penalty=0.5)
+    run = runs.built(lab, **TAYLOR, penalty=0.5)
     state = advance(run, blocks.start(run), run.ends[0])
     signal = ranking.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
     value, total = jax.jit(signal.value), {}
@@ -204,7 +192,7 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
 
 
 def test_fisher_watches_the_last_steps_before_a_round(lab):
-    run = built(lab, **FISHER)
+    run = runs.built(lab, **FISHER)
     watched = [done for done in range(run.ends[-1] + 3) if rounds.watching(run, done)]
     assert watched == sorted({e - i for e in run.ends for i in range(1, 4) if e - i >= 0})
     state = advance(run, blocks.start(run), run.ends[0])
@@ -222,7 +210,7 @@ def test_fisher_watches_the_last_steps_before_a_round(lab):
 
 def test_slimming_trains_dense_with_a_penalty_then_keeps_the_largest_scales(lab):
     found, workdir = lab.run(**SLIM)
-    run = built(lab, **SLIM)
+    run = runs.built(lab, **SLIM)
     loss = slimming.penalised(forward.classification_loss(run.module), run.module, 0.01)
     loop = blocks.start(run).loop
     plain = jax.jit(functools.partial(step.plain, run.tx, loss, run.source.batch_fn))
@@ -238,7 +226,7 @@ def test_slimming_trains_dense_with_a_penalty_then_keeps_the_largest_scales(lab)
 
 
 def test_the_penalty_is_the_sum_of_absolute_scales_until_the_last_round(lab):
-    run = built(lab, **SLIM)
+    run = runs.built(lab, **SLIM)
     state = blocks.start(run).loop
     batch = {"image": jnp.ones((2, 4, 4, 1)), "label": jnp.zeros(2, jnp.int32)}
     given = (state.params, state.model_state, {}, batch, jax.random.key(0))
@@ -254,7 +242,7 @@ def test_the_penalty_is_the_sum_of_absolute_scales_until_the_last_round(lab):
 
 
 def test_rounds_lie_where_their_shares_of_the_macs_are_spent(lab):
-    run = built(lab, **{**L1, "rounds": 3, "steps": 600}, prune_until=0.6, prune_dense=0.5)
+    run = runs.built(lab, **{**L1, "rounds": 3, "steps": 600}, prune_until=0.6, prune_dense=0.5)
     table = pacing.timetable(run.pace, run.config, 600, [runs.FULL])
     budget, spent, begin = 600 * runs.macs(runs.HALF), 0, 0
     widths = [runs.FULL, *(pacing.widths_after(run.pace, run.config, n) for n in (1, 2, 3))]
@@ -273,7 +261,7 @@ def test_rounds_lie_where_their_shares_of_the_macs_are_spent(lab):
 
 
 def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
-    run = built(lab, **TAYLOR)
+    run = runs.built(lab, **TAYLOR)
     cheap = {"conv0": 1, "conv1": 2}
     after = rounds.at(
         run,
@@ -331,7 +319,7 @@ def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab
         with monkeypatch.context() as patch:
             patch.delattr(VGG, "reward_norms")
             with pytest.raises(ValueError, match=message):
-                built(lab, **TAYLOR | {"criterion": name})
+                runs.built(lab, **TAYLOR | {"criterion": name})
 
 
 def test_every_method_is_runnable_and_has_a_config():

@@ -20,7 +20,7 @@ from steps import host, jitted, setup
 from dce_jax import allocate, budget, saliency, signals, step
 from dce_jax.signals import algebra, extra, named
 from dce_jax.types import Evidence
-from experiments import blocks, checks, config, data, ranking, scoring
+from experiments import blocks, checks, config, ranking, scoring
 from experiments import setup as setups
 from experiments.programs import Programs
 
@@ -247,12 +247,6 @@ def test_configs_refuse_names_that_mean_nothing(name, message):
         checks.check(made)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
 SIGNED = "activations.taylor.sum.weights_removed"
 SCORED = {
     "method": "dce",
@@ -267,13 +261,8 @@ SCORED = {
 }
 
 
-def built(lab, **changes):
-    settings = runs.settings(lab.images, **changes)
-    return setups.build(settings, data.load(settings.dataset, data_dir=None))
-
-
 def test_a_signed_score_ranks_all_layers_together(lab):
-    run = built(lab, **SCORED, signal=SIGNED)
+    run = runs.built(lab, **SCORED, signal=SIGNED)
     loop = blocks.start(run).dce.loop
     found = scoring.saliencies(run, Programs(), loop)
     raw = {}
@@ -297,7 +286,7 @@ def test_a_signed_score_ranks_all_layers_together(lab):
 
 def test_a_run_learns_its_budget_by_a_formula_and_pays_for_it(lab):
     found, _ = lab.run(**SCORED, signal=SIGNED)
-    run = built(lab, **SCORED, signal=SIGNED)
+    run = runs.built(lab, **SCORED, signal=SIGNED)
 
     def passes(widths):
         # Forward, and backward to every layer's output: not to the image, nor to any kernel.

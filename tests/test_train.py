@@ -24,12 +24,6 @@ WEIGHT_L2 = {"signal": "weight_l2", "discount": 0.9, "widths": "conv0=1"}
 NORM_SCALE = {"signal": "norm_scale", "alpha_end": 0.0, "crop": 1, "flip": True, "macs": 0.4}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
-        yield opened
-
-
 def weights(workdir, name="compact_raw"):
     return load_file(workdir / name / "weights.safetensors")
 
@@ -374,3 +368,11 @@ def test_interrupt_asks_once_and_a_second_ctrl_c_does_not_wait(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_activations_computed_again_are_a_forward_pass_more(lab):
+    plain, _ = lab.run(method="scratch")
+    again, _ = lab.run(method="scratch", remat=True)
+    forward = 8 * plain["steps"] * plain["macs_compact"]
+    assert again["train_macs"] - plain["train_macs"] == forward
+    assert again["test_accuracy"] == pytest.approx(plain["test_accuracy"], abs=0.06)

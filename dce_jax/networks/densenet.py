@@ -124,7 +124,8 @@ class DenseUnit(nn.Module):
         """The new channels: float[B, H, W, C'], half as high and wide behind a transition."""
         name, source, transition = self.unit
         before: tuple[str, ...] | str = source
-        x = read(self, x, self.widths, source, "norm0", train=train, dtype=self.dtype)
+        parts = {group: self.widths[group] for group in source}
+        x = norm_relu(self, x, parts, name="norm0", train=train, dtype=self.dtype)
         if self.inner is not None:
             x = layers.conv(
                 self.widths, before, self.inner, name="conv0", dtype=self.dtype, size=1
@@ -135,31 +136,6 @@ class DenseUnit(nn.Module):
         size = 1 if transition else 3
         x = layers.conv(self.widths, before, name, name="conv", dtype=self.dtype, size=size)(x)
         return layers.halve(x) if transition else x
-
-
-def read(
-    module: nn.Module,
-    x: jax.Array,
-    widths: FrozenDict[str, int],
-    groups: tuple[str, ...],
-    name: str,
-    *,
-    train: bool,
-    dtype: jnp.dtype,
-) -> jax.Array:
-    """Norm, ReLU and gates of a concatenation.
-
-    Args:
-      module: the calling Linen module.
-      x: float[B, H, W, C], the groups one after another.
-      widths: channel group -> channels.
-      groups: of ``x``.
-      name: of the norm.
-      train: see `layers.norm`.
-      dtype: compute type.
-    """
-    parts = {group: widths[group] for group in groups}
-    return norm_relu(module, x, parts, name=name, train=train, dtype=dtype)
 
 
 class DenseNet(nn.Module):
@@ -204,7 +180,8 @@ class DenseNet(nn.Module):
             layer = DenseUnit(self.widths, unit, inner, self.dtype, name=unit.name)
             new = called(DenseUnit.__call__, layer, x, remat=self.remat, train=train)
             x = new if unit.transition else jnp.concatenate([x, new], axis=-1)
-        x = read(self, x, self.widths, end.reads, "norm", train=train, dtype=self.dtype)
+        parts = {group: self.widths[group] for group in end.reads}
+        x = norm_relu(self, x, parts, name="norm", train=train, dtype=self.dtype)
         x = x.mean(axis=(1, 2))
         return layers.logits(layers.head(self.num_classes, end.reads, dtype=self.dtype)(x))
 
