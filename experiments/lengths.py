@@ -80,6 +80,14 @@ def macs_clock(commit_step: int, cost_ratio: float) -> Clock:
     return spent
 
 
+def passes(config: ConfigDict) -> int:
+    """MACs of a training step over those of its forward pass.
+
+    Backward costs twice forward; where activations are computed again, forward runs twice.
+    """
+    return 4 if config.remat else 3
+
+
 def run_length(config: ConfigDict, examples: int) -> int:
     """Steps of a run at one budget; ``epochs`` counts whole batches of the training split.
 

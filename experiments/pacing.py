@@ -19,9 +19,6 @@ from experiments import lengths, pruners
 from experiments.lengths import Clock, Length
 from experiments.pruners import Pruner
 
-STEP = 3
-"""MACs of a training step over those of its forward pass: backward costs twice forward."""
-
 
 class Pace(NamedTuple):
     """What a pruning run's stages rest on.
@@ -126,7 +123,7 @@ def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widt
     """
     macs: list[float] = [costs.total(pace.macs, widths) for widths in known]
     macs += [_foretold(pace, config, n) for n in range(len(known), pace.pruner.rounds + 1)]
-    budget = nominal * STEP * costs.total(pace.macs, pace.target.compact)
+    budget = nominal * lengths.passes(config) * costs.total(pace.macs, pace.target.compact)
     ends, spent, done, points = [], 0.0, 0, []
     for number, share in enumerate(_shares(pace.pruner.rounds, config)):
         each = _step_macs(config, macs, number)
@@ -194,7 +191,7 @@ def _foretold(pace: Pace, config: ConfigDict, done: int) -> float:
 
 def _step_macs(config: ConfigDict, macs: Sequence[float], stage: int) -> float:
     teacher = macs[0] if config.distill and stage else 0.0
-    return STEP * macs[stage] + teacher
+    return lengths.passes(config) * macs[stage] + teacher
 
 
 def _round_macs(pace: Pace, steps: int, macs: float) -> float:

@@ -129,14 +129,14 @@ def _costs(run: Run) -> dict[str, Any]:
         1, min(run.config.recalibration_examples, run.data.train.num_images) // batch
     )
     nominal = lengths.run_length(run.config, run.data.train.num_images)
-    passes = 4 if run.config.remat else 3  # backward costs twice forward, and remat goes twice
     return {
         "params_full": cost.parameters(run.shapes["params"]),
         "params_compact": cost.parameters(forward.shapes(shapes, example)["params"]),
         "macs_full": macs_full,
         "macs_compact": macs_compact,
         # Recalibration is one more forward pass.
-        "train_macs": batch * (passes * plans.train_steps_macs(run) + recalibrated * macs_compact)
+        "train_macs": lengths.passes(run.config) * batch * plans.train_steps_macs(run)
+        + recalibrated * batch * macs_compact
         + scoring.macs(run, macs_full)
         + scoring.reward_macs(run)
         + round_facts.extra_macs(run),
