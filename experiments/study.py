@@ -21,6 +21,9 @@ from experiments.correlation import Agreement, Values, agreement
 from experiments.subject import Subject
 
 RANDOM = "random"
+SIGNED, ABSOLUTE = "oracle", "oracle, absolute"
+"""Orders by the loss change itself, and by its size."""
+
 PUBLISHED = {
     "weights.x.l1.none": "L1 norm",
     "weights.x.l2.none": "L2 norm",
@@ -187,13 +190,9 @@ def study(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Any]:
     measured = oracle(asked, sizes, report)
     found = algebra(asked, sizes, report) | others(asked, sizes)
     ranked = rows(measured, found)
-    walks = curves(
-        asked,
-        {**found, "oracle": measured},
-        ["oracle", *chosen(ranked, sizes.best)],
-        sizes,
-        report,
-    )
+    orders = {SIGNED: measured, ABSOLUTE: {g: np.abs(each) for g, each in measured.items()}}
+    names = [*orders, *chosen(ranked, sizes.best)]
+    walks = curves(asked, found | orders, names, sizes, report)
     kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths")
     return {
         "subject": {key: asked.result[key] for key in kept},

@@ -9,9 +9,15 @@ from matplotlib.ticker import PercentFormatter
 
 from dce_jax.signals.algebra import REDUCTIONS, SCALINGS
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
-from experiments.study import RANDOM
+from experiments.study import ABSOLUTE, RANDOM
 
-_SHOWN = 3
+_NAMED = (
+    (ABSOLUTE, "oracle", INK),
+    ("activations.taylor.abs_sum.l2", "Taylor (Molchanov)", GREEN),
+    ("activations.taylor.sqr_sum.none", "Fisher (Theis)", PURPLE),
+    ("weights.x.l1.none", "L1 norm", BLUE),
+    (f"{RANDOM} 0", "random", GREY),
+)
 _COLOURS = {"activations": BLUE, "weights": ORANGE}
 
 
@@ -55,18 +61,17 @@ def _formulas(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8)
     for base, colour in _COLOURS.items():
         axes.plot([], [], "o", color=colour, markersize=4, label=base)
-    axes.legend(fontsize=9, frameon=False, loc="lower left", ncols=2)
+    axes.legend(
+        fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
+    )
 
 
 def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     curves, channels = found["curves"], found["channels"]
     for curve in curves.values():
         axes.plot(*_line(curve, channels), color="#DDDDDD", linewidth=0.8)
-    best = [row["name"] for row in found["signals"] if row["name"].count(".") == 3][:_SHOWN]
-    colours = (ORANGE, GREEN, PURPLE)
-    named = [("oracle", INK, "oracle"), *zip(best, colours, best, strict=False)]
-    named += [(f"{RANDOM} 0", GREY, "random"), ("weights.x.l1.none", BLUE, "L1 norm")]
-    for name, colour, label in named:
+    best = next(row["name"] for row in found["signals"] if row["name"].count(".") == 3)
+    for name, label, colour in ((best, best, ORANGE), *_NAMED):
         if name in curves:
             line = _line(curves[name], channels)
             axes.plot(*line, color=colour, linewidth=1.6, label=label)
@@ -77,7 +82,9 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_xlabel("channels gone", fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(
+        fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
+    )
 
 
 def _line(curve: Mapping[str, Any], channels: int) -> tuple[list[float], list[float]]:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import records
-from experiments.study import RANDOM
+from experiments.study import ABSOLUTE, RANDOM, SIGNED
 from experiments.summary import NONE, markdown
+
+Row = Mapping[str, Any]
 
 BEST = 10
 """Signals of the algebra in the short table, beside the published ones."""
@@ -64,19 +66,30 @@ def table(found: Mapping[str, Any], *, everything: bool) -> str:
         f"{about['network']} on {about['dataset']}, {about['test_accuracy']:.2%} test accuracy, "
         f"{found['channels']} channels; {sizes['examples']:,} training images, "
         f"{sizes['test_examples']:,} test images; {found['device']}, "
-        f"jax {found['versions']['jax']}. The oracle's own order: "
-        f"{_gone(found['curves'].get('oracle'))} channels gone at 1 % loss."
+        f"jax {found['versions']['jax']}. Channels gone at 1 % loss by the oracle's own orders: "
+        f"{_gone(found['curves'][ABSOLUTE])} by the size of the loss change, "
+        f"{_gone(found['curves'][SIGNED])} by the change itself."
     )
-    rows, points = [], 0
-    for rank, row in enumerate(found["signals"], 1):
-        points += row["name"].count(".") == 3
-        outside = row["published"] or row["name"].startswith(RANDOM)
-        if everything or outside or (row["name"].count(".") == 3 and points <= BEST):
-            rows.append(_row(rank, row, found["curves"].get(row["name"])))
+    ranked = list(enumerate(found["signals"], 1))
+    shown = ranked if everything else _short(ranked)
+    rows = [_row(rank, row, found["curves"].get(row["name"])) for rank, row in shown]
     return f"{first}\n\n{markdown(_HEADS, rows, left=3)}"
 
 
-def _row(rank: int, row: Mapping[str, Any], curve: Mapping[str, Any] | None) -> list[str]:
+def _short(ranked: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+    """The best formulas, those that agree alike once, and all that stand outside the algebra."""
+    found, seen = [], set()
+    for rank, row in ranked:
+        alike = (row["per_layer"], row["across"], row["across_signed"])
+        if row["published"] or row["name"].startswith(RANDOM):
+            found.append((rank, row))
+        elif len(seen) < BEST and alike not in seen:
+            found.append((rank, row))
+            seen.add(alike)
+    return found
+
+
+def _row(rank: int, row: Row, curve: Mapping[str, Any] | None) -> list[str]:
     return [
         str(rank),
         f"`{row['name']}`",

@@ -11,8 +11,8 @@ A document says itself what its tables hold: paths, relative to the document, in
 
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
 `ranks:` how many different features the layers of each row's compact models have, `peers:` the same
-networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`), `signals:`
-how well signals tell what channels are worth (`experiments.signals --study`).
+networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
+`signals:` how well signals tell what channels are worth (`experiments.signals --study`).
 """
 
 import argparse
