@@ -61,9 +61,7 @@ def _formulas(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8)
     for base, colour in _COLOURS.items():
         axes.plot([], [], "o", color=colour, markersize=4, label=base)
-    axes.legend(
-        fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
-    )
+    axes.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
@@ -82,9 +80,7 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_xlabel("channels gone", fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-    axes.legend(
-        fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
-    )
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _line(curve: Mapping[str, Any], channels: int) -> tuple[list[float], list[float]]:

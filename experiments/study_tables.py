@@ -78,7 +78,8 @@ def table(found: Mapping[str, Any], *, everything: bool) -> str:
 
 def _short(ranked: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
     """The best formulas, those that agree alike once, and all that stand outside the algebra."""
-    found, seen = [], set()
+    found: list[tuple[int, Row]] = []
+    seen: set[tuple[float | None, ...]] = set()
     for rank, row in ranked:
         alike = (row["per_layer"], row["across"], row["across_signed"])
         if row["published"] or row["name"].startswith(RANDOM):
