@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 
 from dce_jax import budget, cost, forward, networks, slab
 from dce_jax import channels as maps
+from dce_jax.masks import loss as masked_loss
 from experiments import (
     bench,
     benchmark,
@@ -274,7 +275,7 @@ def test_masked_loss_is_the_narrow_networks_loss():
     assert {group: int(mask.sum()) for group, mask in masks.items()} == half.compact
     key = jax.random.key(0)
     dense = forward.classification_loss(shared.module)
-    masked = jax.jit(jax.value_and_grad(masking.masked_loss(dense, channels), has_aux=True))
+    masked = jax.jit(jax.value_and_grad(masked_loss(dense, channels), has_aux=True))
 
     def at(masks):
         return masked(loop.params, loop.model_state, {}, {**shared.data, "masks": masks}, key)
@@ -349,7 +350,7 @@ def test_picture_draws_the_limit_up_to_dense():
         (["--select_every", "10,0"], "--select_every 0: it must be at least 1"),
         (["--steps_per_dispatch", "0"], "--steps_per_dispatch 0"),
         (["--learning_rate", "-1"], "--learning_rate -1.0"),
-        (["--image_size", "4"], "nothing would be left"),
+        (["--image_size", "4"], "pooled to nothing"),
         (["--json", "costs.png"], "end the file in .json"),
         (["--json", "."], "is a directory"),
         (["--json", "file/costs.json"], "file"),

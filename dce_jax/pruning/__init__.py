@@ -3,7 +3,7 @@
 Every piece is a pure function of the channel map's own trees; ``docs/pruning.md`` has a whole loop.
 """
 
-from dce_jax.pruning import costs, distill
+from dce_jax.pruning import costs, distill, oracle
 from dce_jax.pruning.choose import Order, best, check_target, greedy
 from dce_jax.pruning.costs import Costs
 from dce_jax.pruning.distill import distilled, taught
@@ -24,6 +24,7 @@ __all__ = [
     "greedy",
     "means",
     "names",
+    "oracle",
     "shrink",
     "start",
     "taught",
