@@ -74,7 +74,7 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             shown.tell(done, what)
 
         found = study.study(asked, sizes, report)
-    command = shlex.join(["python", "-m", "experiments.signals", *words])
+    command = shlex.join(["python", "-m", "experiments.signals", *_portable(words)])
     facts = {"command": command, "device": machine.device(), "versions": machine.versions()}
     found = {**facts, **found}
     journal.write(arguments.json, found)
@@ -83,6 +83,17 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     journal.write_text(every, study_tables.table(found, everything=True) + "\n")
     print(study_tables.table(found, everything=False))
     print(f"\nresult: {arguments.json}\nall signals: {every}\npicture: {picture}")
+
+
+def _portable(words: Sequence[str]) -> list[str]:
+    """A command line without the directories of this machine."""
+    parsed = _parser().parse_args(words)
+    found = ["--study", f"runs/{parsed.study.resolve().name}", "--json", parsed.json.name]
+    found += ["--data_dir", "DIR"] if parsed.data_dir else []
+    names = ("examples", "test_examples", "batch", "best")
+    plain = Sizes()
+    changed = {n: getattr(parsed, n) for n in names if getattr(parsed, n) != getattr(plain, n)}
+    return [*found, *(f"--{name}={value}" for name, value in changed.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -193,7 +193,7 @@ def study(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Any]:
     orders = {SIGNED: measured, ABSOLUTE: {g: np.abs(each) for g, each in measured.items()}}
     names = [*orders, *chosen(ranked, sizes.best)]
     walks = curves(asked, found | orders, names, sizes, report)
-    kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths")
+    kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths", "command")
     return {
         "subject": {key: asked.result[key] for key in kept},
         "channels": sum(maps.module_widths(asked.module).values()),

@@ -127,7 +127,11 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     assert row["across"] == pytest.approx(expected.across)
     assert row["per_layer"] == pytest.approx(expected.per_layer)
     assert row["published"] == "Taylor (Molchanov)"
-    assert "experiments.signals --study" in found["command"] and found["versions"]["jax"]
+    assert found["command"] == (
+        f"python -m experiments.signals --study runs/{dense.name} --json study.json "
+        "--examples=16 --test_examples=20 --batch=8 --best=3"
+    )
+    assert found["subject"]["command"] == asked.result["command"] and found["versions"]["jax"]
 
 
 def test_the_best_the_published_and_the_oracle_have_curves(dense, written):
