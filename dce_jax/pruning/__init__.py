@@ -7,6 +7,7 @@ from dce_jax.pruning import costs, distill, oracle
 from dce_jax.pruning.choose import Order, best, check_target, greedy
 from dce_jax.pruning.costs import Costs
 from dce_jax.pruning.distill import distilled, taught
+from dce_jax.pruning.folding import fold
 from dce_jax.pruning.shrink import Names, compose, names, shrink, whole
 from dce_jax.pruning.watch import Watched, means, start, watch
 
@@ -21,6 +22,7 @@ __all__ = [
     "costs",
     "distill",
     "distilled",
+    "fold",
     "greedy",
     "means",
     "names",
