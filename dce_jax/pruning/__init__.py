@@ -3,7 +3,7 @@
 Every piece is a pure function of the channel map's own trees; ``docs/pruning.md`` has a whole loop.
 """
 
-from dce_jax.pruning import costs, distill, oracle
+from dce_jax.pruning import costs, dead, distill, oracle
 from dce_jax.pruning.choose import Order, best, check_target, greedy
 from dce_jax.pruning.costs import Costs
 from dce_jax.pruning.distill import distilled, taught
@@ -20,6 +20,7 @@ __all__ = [
     "check_target",
     "compose",
     "costs",
+    "dead",
     "distill",
     "distilled",
     "fold",
