@@ -11,7 +11,8 @@ A document says itself what its tables hold: paths, relative to the document, in
 
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
 `ranks:` how many different features the layers of each row's compact models have, `peers:` the same
-networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`).
+networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
+`signals:` how well signals tell what channels are worth (`experiments.signals --study`).
 """
 
 import argparse
@@ -21,7 +22,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cost_rows, markers, paired, peer_tables, pooling, records, redundancy
+from experiments import (
+    cost_rows,
+    markers,
+    paired,
+    peer_tables,
+    pooling,
+    records,
+    redundancy,
+    study_tables,
+)
 from experiments.summary import (
     MIB,
     NONE,
@@ -148,6 +158,7 @@ KINDS: dict[str, markers.Maker] = {
     "paired": paired.differences,
     "ranks": redundancy.table,
     "peers": peer_tables.tables,
+    "signals": study_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

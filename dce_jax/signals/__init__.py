@@ -6,13 +6,14 @@ network with channel groups; `dce_jax.saliency` holds the signals that a trainin
 
 from dce_jax.signals.algebra import Formula, canonical, combinations, formulas, is_signed, parse
 from dce_jax.signals.curvature import diagonal, exact, hutchinson
-from dce_jax.signals.evaluate import value, values
+from dce_jax.signals.evaluate import averages, value, values
 from dce_jax.signals.rewards import check_name, names, other_names, signal
 from dce_jax.signals.sites import Scene
 
 __all__ = [
     "Formula",
     "Scene",
+    "averages",
     "canonical",
     "check_name",
     "combinations",

@@ -1,6 +1,7 @@
 """Formulas of the algebra, evaluated on a network."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from dce_jax.signals import curvature, reduction, scaling, sums
 from dce_jax.signals.algebra import Formula
 from dce_jax.signals.curvature import Curvature
 from dce_jax.signals.sites import Scene
-from dce_jax.types import Array, Rewards
+from dce_jax.types import Array, PyTree, Rewards
 
 
 def values(
@@ -57,17 +58,79 @@ def values(
             key=jax.random.key(0) if key is None else key,
             chunk=chunk,
         )
-        counts = {
-            name: scaling.counts(scene, base, name, str(asked[0]))
-            for name in {formula.scaling for formula in asked}
-        }
+        unscaled = {}
         for formula in asked:
             reduce = reduction.BY_NAME[formula.reduction]
-            means = {
+            unscaled[_unscaled(formula)] = {
                 group: jnp.mean(reduce(each), axis=0)
                 for group, each in computed[formula.pointwise].items()
             }
-            found[formula] = scaling.scaled(means, formula.scaling, counts[formula.scaling])
+        found |= _scaled(asked, scene, unscaled)
+    return found
+
+
+def averages(
+    formulas: Collection[Formula],
+    scene: Scene,
+    batches: Iterable[Mapping[str, Array]],
+    *,
+    second: Curvature | None = None,
+    chunk: int | None = None,
+) -> dict[Formula, Rewards]:
+    """Every formula's value over more examples than fit at once: their mean, then the scaling.
+
+    ``centred`` takes each batch's own means away, and estimates draw anew for each batch.
+
+    Args:
+      formulas: what to compute.
+      scene: the network; its batch is not read.
+      batches: ``{"image": float[B, ...], "label": int[B]}``; a batch of another size is compiled
+        for and weighs as much as its examples.
+      second: as for `values`.
+      chunk: as for `values`.
+
+    Returns:
+      Formula -> group -> float[C], as `values` of all the examples together.
+
+    Raises:
+      ValueError: as for `values`, or no batches.
+    """
+    plain = list(dict.fromkeys(_unscaled(formula) for formula in formulas))
+
+    @jax.jit
+    def sums(
+        params: PyTree, state: PyTree, batch: Mapping[str, Array], key: Array
+    ) -> list[Rewards]:
+        one = scene._replace(params=params, model_state=state, batch=batch)
+        found, size = values(plain, one, second=second, key=key, chunk=chunk), len(batch["label"])
+        return [{g: v * size for g, v in found[formula].items()} for formula in plain]
+
+    total, examples, last = None, 0, scene.batch
+    for index, last in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        found = sums(scene.params, scene.model_state, last, key)
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        examples += len(last["label"])
+    if total is None:
+        raise ValueError("signals are averages over batches, but there was none: give at least one")
+    means = jax.tree.map(lambda each: each / examples, total)
+    return _scaled(formulas, scene._replace(batch=last), dict(zip(plain, means, strict=True)))
+
+
+def _unscaled(formula: Formula) -> Formula:
+    return replace(formula, scaling="none")
+
+
+def _scaled(
+    formulas: Collection[Formula], scene: Scene, unscaled: Mapping[Formula, Rewards]
+) -> dict[Formula, Rewards]:
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    found = {}
+    for formula in formulas:
+        name = (formula.base, formula.scaling)
+        if name not in counts:
+            counts[name] = scaling.counts(scene, *name, str(formula))
+        found[formula] = scaling.scaled(unscaled[_unscaled(formula)], formula.scaling, counts[name])
     return found
 
 
