@@ -25,7 +25,8 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
     config.method = (
-        "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming
+        "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming |
+        # mean_replacement
     )
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
@@ -63,6 +64,7 @@ def defaults() -> ConfigDict:
     config.prune_allocation = config_dict.placeholder(str)  # global | uniform
     config.penalty = config_dict.placeholder(float)  # on what a channel costs
     config.watch = config_dict.placeholder(int)  # steps before a round that average the criterion
+    config.fold = config_dict.placeholder(bool)  # whether biases take removed channels' means
     config.distill = 0.0  # share of the loss that compares with the dense network's outputs
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
     config.lookup = "index"  # how slabs are gathered: index | one_hot, with the same bits

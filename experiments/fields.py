@@ -16,7 +16,7 @@ _LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  #
 _PRUNING_ONLY = frozenset(
     {
         *("prune_until", "prune_dense", "rounds", "criterion", "prune_allocation", "penalty"),
-        *("watch", "distill"),
+        *("watch", "distill", "fold"),
     }
 )
 _PRUNING = _PRUNING_ONLY | {"allocation", "commit_step", "scoring", "rate_over", "restart"}

@@ -196,4 +196,4 @@ def _step_macs(config: ConfigDict, macs: Sequence[float], stage: int) -> float:
 
 def _round_macs(pace: Pace, steps: int, macs: float) -> float:
     batches = min(pace.pruner.watch, steps) if pace.pruner.watch else pace.pruner.scoring
-    return batches * pace.scored * macs
+    return (batches * pace.scored + pruners.fold_batches(pace.pruner)) * macs

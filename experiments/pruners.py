@@ -18,6 +18,7 @@ class Pruner(NamedTuple):
       unit: the cost that a penalty is for: ``network``, all of the dense one, or ``channel``, the
         dense one's over the number of its channels.
       per_cost: whether saliencies are divided by that cost instead.
+      fold: whether the means of removed channels go into their consumers' biases.
     """
 
     criterion: str
@@ -28,6 +29,7 @@ class Pruner(NamedTuple):
     penalty: float = 0.0
     unit: str = "network"
     per_cost: bool = False
+    fold: bool = False
 
 
 FREE = ("weight_l1", "weight_l2", "norm_scale")
@@ -45,7 +47,12 @@ METHODS: dict[str, Pruner] = {
     "l1": Pruner("weight_l1", "uniform", rounds=1),
     # Liu et al. 2017: one threshold for the scales of all layers.
     "slimming": Pruner("norm_scale", "global", rounds=1),
+    # Evci et al. 2018: what a unit gave on average stays behind when it goes.
+    "mean_replacement": Pruner("evci_mean_replacement", "global", rounds=5, scoring=10, fold=True),
 }
+
+_FOLDING = 10
+"""Batches over which means are taken by a method that scores none."""
 
 
 def prunes(config: ConfigDict) -> bool:
@@ -64,6 +71,7 @@ def of(config: ConfigDict) -> Pruner:
         "watch": config.watch,
         "penalty": config.penalty,
         "per_cost": config.per_cost or None,
+        "fold": config.fold,
     }
     own = own._replace(**{name: value for name, value in fields.items() if value is not None})
     if own.criterion in FREE:
@@ -71,3 +79,8 @@ def of(config: ConfigDict) -> Pruner:
     # Batches of their own where a config asks for them, and where a method that watches nothing
     # is given a signal.
     return own._replace(watch=0) if config.scoring else own
+
+
+def fold_batches(pruner: Pruner) -> int:
+    """Batches over which a round takes the means that it folds, 0 where it folds none."""
+    return (pruner.scoring or _FOLDING) if pruner.fold else 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dce_jax import channels as maps
 from dce_jax.budget import Budget
 from dce_jax.pruning import costs
-from experiments import rounds
+from experiments import pruners, rounds
 from experiments.ranking import scored_macs
 from experiments.setup import Run
 
@@ -37,7 +37,7 @@ def records(run: Run) -> list[dict[str, Any]]:
 
 
 def extra_macs(run: Run) -> int:
-    """MACs that a pruning run takes beside its steps: scoring, watching, and its teacher."""
+    """MACs that a pruning run takes beside its steps: scoring, watching, folding, a teacher."""
     if run.pace is None:
         return 0
     pace, size, total = run.pace, run.config.batch_size, 0
@@ -46,6 +46,8 @@ def extra_macs(run: Run) -> int:
         watched = min(pace.pruner.watch, end - begin)
         passes = watched or pace.pruner.scoring
         total += passes * _pass_macs(run, budget)
+        folded = pruners.fold_batches(pace.pruner)
+        total += folded * size * costs.total(pace.macs, budget.compact)
     if run.config.distill:
         taught = run.steps - run.ends[0]
         total += taught * size * costs.total(pace.macs, run.budget.full)

@@ -14,7 +14,7 @@ from dce_jax.pruning import Names, Watched
 from dce_jax.pruning.choose import Kept
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, Selection, Signal
-from experiments import optimizers, pacing, pruners, scoring
+from experiments import folds, optimizers, pacing, pruners, scoring
 from experiments import placement as placing
 from experiments.pacing import Pace
 from experiments.programs import Programs
@@ -138,10 +138,12 @@ def prune(run: Run, programs: Programs, state: Pruning, done: int) -> tuple[Run,
         teacher = {"params": state.loop.params, **state.loop.model_state}
     before = run.budget.compact
 
+    loop = folds.fold(run, programs, state.loop, kept)
+
     def cut(loop: LoopState, selection: Selection, kept: Any) -> tuple[LoopState, Selection]:
         return pruning.shrink(loop, names, kept, before), pruning.compose(selection, kept)
 
-    loop, selection = jax.jit(cut)(state.loop, state.selection, dict(kept))
+    loop, selection = jax.jit(cut)(loop, state.selection, dict(kept))
     shrunk = _unseen(after, loop, selection, teacher)
     return after, placing.put(run.placement, shrunk)
 

@@ -13,7 +13,7 @@ from dce_jax import channels as maps
 from dce_jax import forward, networks, probe, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
-from dce_jax.pruning import costs, distilled
+from dce_jax.pruning import costs, distilled, folding
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import budgeting, lengths, optimizers, pacing, pruners, ranking, slimming
 from experiments import placement as placing
@@ -157,6 +157,8 @@ def _pace(
     full = budgets.full(target.full)
     pruner = pruners.of(config)
     criterion = ranking.make_signal(pruner.criterion, module, channels, full)
+    if pruner.fold:
+        folding.routes(module, channels, example, full.full)
     macs = costs.macs(module, channels, example)
     scored = ranking.scored_macs(criterion, module, example, config.batch_size)
     if pruner.watch and not criterion.own_pass:

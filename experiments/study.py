@@ -30,7 +30,7 @@ PUBLISHED = {
     "weights.x.l2.cardinality": "min weight",
     "activations.taylor.abs_sum.l2": "Taylor (Molchanov)",
     "activations.taylor.sqr_sum.none": "Fisher (Theis)",
-    "centred.taylor.abs_sum.l2": "mean replacement (Evci)",
+    "centred_units.taylor.abs_sum.l2": "mean replacement (Evci)",
     "activations.apoz": "APoZ",
     "activations.mean": "mean activation",
     "activations.std": "deviation of activation",
@@ -81,7 +81,7 @@ def oracle(asked: Subject, sizes: Sizes, report: Report) -> dict[str, np.ndarray
 
 def algebra(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Values]:
     """All 396 formulas and the published ones on other bases: name -> group -> float[C]."""
-    formulas = [*signals.formulas(), signals.parse("centred.taylor.abs_sum.l2")]
+    formulas = [*signals.formulas(), signals.parse("centred_units.taylor.abs_sum.l2")]
     batches = list(subject.batches(asked, "train", sizes.examples, sizes.batch))
 
     def shown() -> Iterable[Mapping[str, Any]]:

@@ -8,7 +8,8 @@ r"""The main job: trains a compact network by dynamic channel execution, or one 
 
 Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scratch), subset (a fixed
 random subset of the full initialisation), random (random selection until the commit); and those of
-experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming.
+experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming,
+mean_replacement.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
 
   python -m experiments.train --profile=101:140

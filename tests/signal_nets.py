@@ -120,12 +120,12 @@ def derivatives(given, base):
                 **{f"conv_{g}": {**params[f"conv_{g}"], "kernel": point[g]} for g in groups},
             }
         bumps = zeros if base == "weights" else point
-        value = logits(module, weights, picture, bumps, base == "units")[0]
+        value = logits(module, weights, picture, bumps, base in ("units", "centred_units"))[0]
         return jax.nn.logsumexp(value) - value[label]
 
     @jax.jit
     def one(picture, label):
-        x = logits(module, params, picture, zeros, base == "units")[1]
+        x = logits(module, params, picture, zeros, base in ("units", "centred_units"))[1]
         x = point if base == "weights" else x
         g = jax.grad(loss)(point, picture, label)
         flat, back = jax.flatten_util.ravel_pytree(point)
@@ -134,7 +134,7 @@ def derivatives(given, base):
 
     each = [one(*example) for example in zip(*given.batch.values(), strict=True)]
     each = [jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found) for found in each]
-    if base == "centred":
+    if base.startswith("centred"):
         middle = {g: np.mean([x[g] for x, _, _ in each], axis=(0, 1, 2)) for g in groups}
         each = [({g: x[g] - middle[g] for g in groups}, g1, h) for x, g1, h in each]
     return each

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import runs
 
-from dce_jax import compact, forward, pruning, step
+from dce_jax import compact, forward, networks, pruning, step
+from dce_jax.budget import from_widths
+from dce_jax.channels import with_widths
 from dce_jax.networks import VGG
+from dce_jax.networks.stages import group_widths
 from dce_jax.types import Evidence
 from experiments import (
     blocks,
@@ -31,7 +34,8 @@ TAYLOR = {**BASE, "method": "taylor", "scoring": 2}
 FISHER = {**BASE, "method": "fisher", "watch": 3, "distill": 0.5}
 L1 = {**BASE, "method": "l1"}
 SLIM = {**BASE, "method": "slimming", "rounds": 1, "sparsity": 0.01}
-ALL = {"taylor": TAYLOR, "fisher": FISHER, "l1": L1, "slimming": SLIM}
+MEAN = {**BASE, "method": "mean_replacement", "scoring": 2}
+ALL = {"taylor": TAYLOR, "fisher": FISHER, "l1": L1, "slimming": SLIM, "mean_replacement": MEAN}
 PARAMETERS = {**L1, "prune_allocation": "global", "target": "params", "multiple_of": 2}
 
 
@@ -98,6 +102,19 @@ def test_every_extra_pass_is_counted(lab):
     assert passes < extra < 2 * passes  # forward, and backward to all layers but the first
 
 
+@pytest.mark.parametrize("folding", [True, False])
+def test_folding_costs_a_forward_pass_of_every_batch_that_is_scored(lab, folding):
+    found, _ = lab.run(**MEAN, **({} if folding else {"fold": False}))
+    run, expected = runs.built(lab, **MEAN), step_macs(found) + 16 * found["macs_compact"]
+    for plan in found["plans"][:-1]:
+        budget = from_widths(runs.FULL, plan["widths"])
+        signal = ranking.make_signal("evci_mean_replacement", run.module, run.channels, budget)
+        thin = with_widths(run.module, plan["widths"])
+        expected += 2 * ranking.scored_macs(signal, thin, jnp.zeros((1, 4, 4, 1)), 8)
+        expected += 2 * 8 * runs.macs(plan["widths"]) * folding
+    assert found["train_macs"] == expected
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_each_width_is_one_program_and_each_scoring_another(lab, method):
     found, _ = lab.run(**ALL[method])
@@ -105,6 +122,8 @@ def test_each_width_is_one_program_and_each_scoring_another(lab, method):
     expected = {f"plain{name}" for name in stage_names}
     if method == "taylor":
         expected |= {"score, budget 1", "score, budget 2"}
+    if method == "mean_replacement":
+        expected |= {f"{job}, budget {stage}" for job in ("score", "fold") for stage in (1, 2)}
     if method == "fisher":  # of the first width, steps far from a round are not watched
         expected |= {f"watch{name}" for name in stage_names[:-1]}
         lengths = [steps for steps, _ in stages(found)]
@@ -113,7 +132,9 @@ def test_each_width_is_one_program_and_each_scoring_another(lab, method):
 
 
 @pytest.mark.parametrize(
-    ("changes", "later"), [(TAYLOR, 0), (FISHER, -1), (FISHER, 1), (PARAMETERS, 0)], ids=str
+    ("changes", "later"),
+    [(TAYLOR, 0), (FISHER, -1), (FISHER, 1), (MEAN, 0), (PARAMETERS, 0)],
+    ids=str,
 )
 def test_a_stopped_run_goes_on_identically(lab, tmp_path, changes, later):
     found, workdir = lab.run(**changes)
@@ -189,6 +210,28 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
     cut = kernel[:, :, expected["conv0"]][..., expected["conv1"]]
     np.testing.assert_array_equal(small.loop.params["conv1"]["kernel"], cut)
     assert cut.shape != kernel.shape
+
+
+def test_a_round_folds_what_it_removes_unless_told_otherwise(lab):
+    run = runs.built(lab, **MEAN)
+    state, after = advance(run, blocks.start(run), run.ends[0]), {}
+    for folds in (True, False):
+        asked = run._replace(pace=run.pace._replace(pruner=run.pace.pruner._replace(fold=folds)))
+        _, after[folds] = rounds.prune(asked, Programs(), state, run.ends[0])
+    kept = {group: np.asarray(chosen) for group, chosen in after[True].selection.items()}
+    batches = evaluate.training_batches(
+        run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+    )
+    images, own = [b["image"] for b in batches], (state.loop.params, state.loop.model_state)
+    params, stats = pruning.fold(run.module, run.channels, *own, images, kept)
+    bias, mean = params["head"]["bias"], stats["batch_stats"]["norm1"]["mean"][kept["conv1"]]
+    np.testing.assert_allclose(after[True].loop.params["head"]["bias"], bias, rtol=1e-5)
+    small = after[True].loop.model_state["batch_stats"]["norm1"]["mean"]
+    np.testing.assert_allclose(small, mean, rtol=1e-4, atol=1e-6)
+    # The control only cuts.
+    plain = after[False].loop
+    np.testing.assert_array_equal(plain.params["head"]["bias"], own[0]["head"]["bias"])
+    assert np.abs(plain.params["head"]["bias"] - bias).max() > 1e-4
 
 
 def test_fisher_watches_the_last_steps_before_a_round(lab):
@@ -311,6 +354,13 @@ def test_bad_input_is_refused(lab, changes, message):
         lab.run(**(TAYLOR | changes))
 
 
+def test_a_network_that_cannot_fold_is_refused_before_training(lab, monkeypatch):
+    joined = networks.ResNet((1, 1), group_widths((1, 1), (2, 4)), 3, shortcut="padding")
+    monkeypatch.setitem(networks.NETWORKS, "tiny", lambda **_: joined)
+    with pytest.raises(ValueError, match=r"shortcut.*cannot be folded there; .*recalibrate"):
+        lab.run(**MEAN | {"keep": 0.6})
+
+
 def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab, monkeypatch):
     for name, message in (
         ("norm_scale", "declares none in reward_norms"),
@@ -324,9 +374,15 @@ def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab
 
 def test_every_method_is_runnable_and_has_a_config():
     from experiments import checks, prune
-    from experiments.configs import prune_fisher, prune_l1, prune_slimming, prune_taylor
+    from experiments.configs import (
+        prune_fisher,
+        prune_l1,
+        prune_mean_replacement,
+        prune_slimming,
+        prune_taylor,
+    )
 
-    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming]
+    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming, prune_mean_replacement]
     assert [m.get_config().method for m in shipped] == list(pruners.METHODS)
     for module in shipped:
         config = module.get_config()

@@ -107,7 +107,9 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     found = json.loads(written.read_text())
     names = [row["name"] for row in found["signals"]]
     assert set(algebra.names()) <= set(names)
-    assert {"random 0", "norm_scale", "activations.apoz", "centred.taylor.abs_sum.l2"} <= set(names)
+    assert {"random 0", "norm_scale", "activations.apoz", "centred_units.taylor.abs_sum.l2"} <= set(
+        names
+    )
     across = [row["across"] for row in found["signals"]]
     known = [value for value in across if value is not None]
     assert known == sorted(known, reverse=True) and known == across[: len(known)]

@@ -124,12 +124,14 @@ def judge(
     means = None
     if replacement == "mean":
         means = unit_means(module, channels, params, model_state, batches)
-    program = jax.jit(partial(_examine, module, channels))
 
     def judged(seen: Masks) -> Judged:
         # What is small beside a loss is looked for: reduced-precision products would hide it.
         with jax.default_matmul_precision("highest"):
-            found = [program(params, model_state, means, seen, batch) for batch in batches]
+            found = [
+                _PROGRAM(module, channels, params, model_state, means, seen, batch)
+                for batch in batches
+            ]
         loss, right = zip(*jax.device_get(found), strict=True)
         return Judged(np.concatenate(loss).astype(np.float64), np.concatenate(right))
 
@@ -193,6 +195,10 @@ def _examine(
         logits = sites.run(scene, batch["image"], sites.UNITS, tap)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return loss, jnp.argmax(logits, axis=-1) == batch["label"]
+
+
+# Kept between calls: other parameters of the same network need no other program.
+_PROGRAM = jax.jit(_examine, static_argnums=(0, 1))
 
 
 def _replaced(means: Means, seen: Masks, site: Site, y: Array) -> Array:

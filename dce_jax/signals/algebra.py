@@ -14,8 +14,9 @@ from typing import TypeAlias
 BASES = ("activations", "weights")
 """Outputs of the layers that produce a group, and the kernels of those layers."""
 
-OTHER_BASES = ("centred", "units")
-"""Activations less their mean, and activations where a network gates them (behind its ReLU)."""
+OTHER_BASES = ("centred", "units", "centred_units")
+"""Activations less their mean; activations where a network gates them (behind its ReLU); those less
+their mean."""
 
 POINTWISE = (
     "x",

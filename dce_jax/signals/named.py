@@ -37,10 +37,15 @@ BY_NAME: dict[str, Named] = {
     "theis_fisher": Named(
         parse("activations.taylor.sqr_sum.none"), 0.5, "Theis et al. 2018, per feature map"
     ),
-    "evci_mean_replacement": Named(
-        parse("centred.taylor.abs_sum.l2"),
+    "evci_removal": Named(
+        parse("units.taylor.abs_sum.l2"),
         1.0,
-        "Evci et al. 2018, the authors' later code: l2 norm per layer, the mean over positions out",
+        "Evci et al. 2018, removal score of the authors' later code, which scores behind the ReLU",
+    ),
+    "evci_mean_replacement": Named(
+        parse("centred_units.taylor.abs_sum.l2"),
+        1.0,
+        "Evci et al. 2018, likewise: l2 norm per layer, the mean over positions out",
     ),
     "evci_mean_replacement_l1": Named(
         parse("centred.taylor.l1.none"), 1.0, "Evci 2018, the thesis' code: l1 norm, here a mean"

@@ -73,7 +73,8 @@ def signal(
     """
     check_name(name)
     value, signed = _lookup(name, second, chunk)
-    if not name.startswith(sites.UNITS) and name != "random":
+    base = (named.BY_NAME[name].formula.base if name in named.BY_NAME else name).split(".")[0]
+    if base not in (*sites.GATED, "random"):
         sites.kernels(channels, name)
 
     def of(evidence: Evidence) -> Rewards:

@@ -19,6 +19,8 @@ from dce_jax.networks.gates import tapping
 from dce_jax.types import Array, Path, PyTree
 
 UNITS = "units"
+GATED = (UNITS, "centred_units")
+"""Bases that are read where a network gates them."""
 
 Places: TypeAlias = Mapping[str, tuple[int, int]]
 """Channel group -> ``(start, size)`` on the last axis of a site or kernel."""
@@ -76,13 +78,13 @@ def run(scene: Scene, images: Array, base: str, tap: Tap) -> Array:
     Args:
       scene: the network.
       images: float[B, ...].
-      base: ``units``, or anything else: outputs of the layers that produce groups.
+      base: of `GATED`, or anything else: outputs of the layers that produce groups.
       tap: what to go on with at a site.
 
     Returns:
       float[B, classes].
     """
-    if base == UNITS:
+    if base in GATED:
         with tapping(lambda path, parts, y: tap(_gate_site(path, parts, y), y)):
             return plain(scene, images)
     with nn.intercept_methods(_interceptor(scene.channels, tap)):
@@ -100,7 +102,7 @@ def checked(scene: Scene, base: str, signal: str) -> dict[Path, Site]:
     Raises:
       ValueError: no examples, a layer that runs twice, or a group without a site.
     """
-    if base != UNITS:
+    if base not in GATED:
         kernels(scene.channels, signal)
     found = _find(scene, base, signal)
     for site, times in found.values():
@@ -192,7 +194,7 @@ _OR_UNITS = (
 
 def _check_groups(scene: Scene, base: str, signal: str, found: Mapping[Path, Site]) -> None:
     seen = {group for site in found.values() for group in site.places}
-    if base == UNITS:
+    if base in GATED:
         remedy = "call dce_jax.networks.gate(self, y, group) where its channels are read"
     else:
         remedy = "hold its kernel in an nn.Conv or nn.Dense and call that" + _OR_UNITS

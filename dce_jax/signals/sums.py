@@ -17,6 +17,9 @@ from dce_jax.types import Array, Path, PyTree
 Wanted: TypeAlias = Mapping[str, Collection[str]]
 """Pointwise metric -> reductions that are asked of it."""
 
+CENTRED = ("centred", "centred_units")
+"""Bases whose values are distances from their mean."""
+
 GroupSums: TypeAlias = dict[str, dict[str, Sums]]
 """Pointwise metric -> channel group -> sums."""
 
@@ -53,7 +56,7 @@ def of_base(
         found = _reduced(kernels.places, wanted, (kernels.point,))
         return jax.tree.map(lambda sums: sums[None], found)
     batch = sites.examples(scene, signal)
-    middles = centres(scene, signal) if base == "centred" else {}
+    middles = centres(scene, base, signal) if base in CENTRED else {}
 
     def many(params: PyTree, state: PyTree, middles: Point, *rows: Array) -> GroupSums:
         inside = scene._replace(params=params, model_state=state)
@@ -71,8 +74,14 @@ def of_base(
     return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
 
-def centres(scene: Scene, signal: str) -> Point:
-    """Mean of every site's activations over examples and positions: path -> float[C]."""
+def centres(scene: Scene, base: str, signal: str) -> Point:
+    """Mean of every site's activations over examples and positions: path -> float[C].
+
+    Args:
+      scene: the network and its examples.
+      base: of `CENTRED`.
+      signal: for messages.
+    """
 
     def means(params: PyTree, state: PyTree, images: Array) -> Point:
         found: Point = {}
@@ -81,7 +90,7 @@ def centres(scene: Scene, signal: str) -> Point:
             found[site.path] = jnp.mean(y, axis=tuple(range(y.ndim - 1)))
             return y
 
-        sites.run(scene._replace(params=params, model_state=state), images, "centred", tap)
+        sites.run(scene._replace(params=params, model_state=state), images, base, tap)
         return found
 
     images = sites.examples(scene, signal)["image"]

@@ -1,0 +1,258 @@
+"""Mean replacement: what a removed unit gave on average goes into its consumers' biases.
+
+Evci 2018 (arXiv 1806.06068) and Evci, Le Roux, Castro and Bottou 2018: a unit that is cut out
+leaves its mean behind. To the bias of each layer that read it comes the mean of what the layer read
+times the kernel, summed over the kernel's positions. That is exact where the unit is constant and
+every output reads as many of its positions: kernels of one position, or no padding. With padding,
+outputs at the borders read fewer positions and get the whole shift all the same.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dce_jax import channels as maps
+from dce_jax import forward, masks
+from dce_jax.budget import check_group
+from dce_jax.channels import ChannelMap, Leaf
+from dce_jax.masks import Masks
+from dce_jax.networks.gates import tapping
+from dce_jax.types import Array, Path, PyTree, Widths
+
+InputMeans = dict[Path, Array]
+"""Path of a layer -> float32[D], mean of each of its input features over examples and positions."""
+
+_LAYERS = (nn.Conv, nn.Dense)
+_REMEDY = (
+    "; remove without folding and recalibrate statistics instead (dce_jax.compact.recalibrate)"
+)
+
+
+class Route(NamedTuple):
+    """Where the mean of what a layer reads goes.
+
+    Attributes:
+      layer: path of the layer.
+      groups: along its inputs, as in `channels.AxisNames`.
+      into: collection and path of the vector that takes it.
+      sign: 1 for a bias, -1 for a norm's running mean.
+    """
+
+    layer: Path
+    groups: tuple[str, ...]
+    into: tuple[str, Path]
+    sign: int
+
+
+def fold(
+    module: nn.Module,
+    channels: ChannelMap,
+    params: PyTree,
+    model_state: PyTree,
+    batches: Iterable[Array],
+    kept: Mapping[str, npt.NDArray[np.integer]],
+) -> tuple[PyTree, PyTree]:
+    """Folds the means of all channels that are about to go into those that read them.
+
+    Call it before the channels are cut (`shrink`). The shift goes into the reading layer's bias;
+    where it has none and its output is the very array that a batch norm takes, it is taken off the
+    norm's running mean. A norm in training mode takes any shift off by itself: there folding
+    changes inference alone.
+
+    Args:
+      module: the network, at the widths of ``params``.
+      channels: the map of the full-width network.
+      params: parameters.
+      model_state: collection -> tree; {} where there is none.
+      batches: float[B, ...] inputs, over which means are taken, in inference mode.
+      kept: group -> integer[K], positions that stay; absent groups stay whole.
+
+    Returns:
+      Parameters and model state, at the widths that they had.
+
+    Raises:
+      ValueError: no batches, an unknown group, or channels that are read where their mean cannot
+        go: see `routes`.
+    """
+    widths = maps.module_widths(module)
+    for group in kept:
+        check_group(group, widths)
+    losing = [group for group, stay in kept.items() if len(stay) < widths[group]]
+    of, count = jax.jit(partial(input_means, module, channels)), 0
+    ways: tuple[Route, ...] = ()
+    total: InputMeans = {}
+    for images in batches:
+        ways = ways or routes(module, channels, images, losing)
+        means, size = of(params, model_state, images), len(images)
+        total = {path: total.get(path, 0.0) + mean * size for path, mean in means.items()}
+        count += size
+    if not count:
+        raise ValueError("folding needs at least one batch of inputs to take means over, got none")
+    means = {path: each / count for path, each in total.items()}
+    return folded(params, model_state, means, masks.of(kept, widths), ways)
+
+
+def routes(
+    module: nn.Module, channels: ChannelMap, example: Any, groups: Iterable[str]
+) -> tuple[Route, ...]:
+    """Where the means of groups' channels go; found by tracing, nothing is computed.
+
+    Args:
+      module: the network.
+      channels: the map of the full-width network.
+      example: inputs or their `jax.ShapeDtypeStruct`.
+      groups: that lose channels.
+
+    Raises:
+      ValueError: naming the layer and the remedy: one that is neither `nn.Conv` nor `nn.Dense`, or
+        that runs more than once; one whose output meets neither a bias nor a batch norm, as where
+        it is added to a residual stream.
+    """
+    losing, ways = set(groups), []
+    runs, norms = _traced(module, example)
+    vectors = {(leaf.collection, leaf.path) for leaf in channels.leaves}
+    for leaf in channels.leaves:
+        if losing.isdisjoint(group for axis in leaf.names.axes[:-1] for group in axis):
+            continue
+        layer, inputs = leaf.path[:-1], _input_groups(leaf)
+        if inputs is None or runs.get(layer) != 1:
+            raise ValueError(
+                f"{leaf.collection} leaf {maps.show(leaf.path)} reads groups that lose channels, "
+                "but is no kernel of an nn.Conv or nn.Dense that runs once, so the channels' mean "
+                f"cannot be folded there{_REMEDY}"
+            )
+        norm = norms.get(layer, ())
+        norm = norm if runs.get(norm) == 1 else ()
+        if ("params", (*layer, "bias")) in vectors:
+            ways.append(Route(layer, inputs, ("params", (*layer, "bias")), 1))
+        elif ("batch_stats", (*norm, "mean")) in vectors:
+            ways.append(Route(layer, inputs, ("batch_stats", (*norm, "mean")), -1))
+        else:
+            raise ValueError(
+                f"layer {maps.show(layer)} reads groups that lose channels, but has no bias, and "
+                "its output goes straight into no batch norm, so the channels' mean cannot be "
+                f"folded there{_REMEDY}"
+            )
+    return tuple(ways)
+
+
+def input_means(
+    module: nn.Module, channels: ChannelMap, params: PyTree, model_state: PyTree, images: Array
+) -> InputMeans:
+    """Mean of every input feature of every layer that reads channels, in inference mode.
+
+    Args:
+      module: the network, at the widths of ``params``.
+      channels: the map of the full-width network.
+      params: parameters.
+      model_state: collection -> tree.
+      images: float[B, ...].
+    """
+    found: InputMeans = {}
+    readers = {leaf.path[:-1] for leaf in channels.leaves if _input_groups(leaf)}
+
+    def look(layer: nn.Module, x: Array, y: Array) -> None:
+        del y
+        if layer.path in readers:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            found[layer.path] = jnp.mean(wide, axis=tuple(range(x.ndim - 1)))
+
+    _watched(module, params, model_state, images, look)
+    return found
+
+
+def folded(
+    params: PyTree,
+    model_state: PyTree,
+    means: InputMeans,
+    seen: Masks,
+    ways: Iterable[Route],
+) -> tuple[PyTree, PyTree]:
+    """Parameters and model state with the means folded in; masks are data, so that it compiles.
+
+    Args:
+      params: parameters.
+      model_state: collection -> tree.
+      means: of `input_means`, over all examples.
+      seen: 1 for channels that stay, of every group.
+      ways: of `routes`.
+    """
+    flat = flatten_dict({"params": params, **model_state})
+    shifts: dict[Path, Array] = {}
+    for layer, groups, (collection, path), sign in ways:
+        gone = 1.0 - jnp.concatenate([jnp.asarray(seen[group]) for group in groups])
+        kernel = flat["params", *layer, "kernel"]
+        taps = jnp.sum(kernel, axis=tuple(range(kernel.ndim - 2)))
+        shift = sign * jnp.einsum(
+            "d,df->f", (means[layer] * gone).astype(taps.dtype), taps, precision="highest"
+        )
+        place = (collection, *path)
+        shifts[place] = shifts[place] + shift if place in shifts else shift
+    for place, shift in shifts.items():
+        flat[place] = flat[place] + shift.astype(flat[place].dtype)
+    tree = unflatten_dict(flat)
+    return tree.pop("params"), {name: tree.get(name, {}) for name in model_state}
+
+
+def _input_groups(leaf: Leaf) -> tuple[str, ...] | None:
+    """Groups along the inputs of a kernel, None where a leaf reads them otherwise or not at all."""
+    *others, inputs, _ = leaf.names.axes if len(leaf.names.axes) > 1 else ((), ())
+    plain = leaf.collection == "params" and leaf.path[-1] == "kernel" and not any(others)
+    return inputs if plain and inputs else None
+
+
+def _traced(module: nn.Module, example: Any) -> tuple[dict[Path, int], dict[Path, Path]]:
+    """How often each layer runs, and layer -> the batch norm that takes its very output."""
+    runs: dict[Path, int] = {}
+    norms: dict[Path, Path] = {}
+    made: list[tuple[Path, Array]] = []
+
+    def look(layer: nn.Module, x: Array, y: Array) -> None:
+        runs[layer.path] = runs.get(layer.path, 0) + 1
+        if isinstance(layer, nn.BatchNorm):
+            norms.update({path: layer.path for path, output in made if output is x})
+        else:
+            made.append((layer.path, y))
+
+    def run(images: Array) -> None:
+        variables = nn.unbox(forward.shapes(module, example))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+        state = {name: tree for name, tree in zeros.items() if name != "params"}
+        _watched(module, zeros["params"], state, images, look)
+
+    jax.eval_shape(run, example)
+    return runs, norms
+
+
+def _watched(
+    module: nn.Module,
+    params: PyTree,
+    state: PyTree,
+    images: Array,
+    look: Callable[[nn.Module, Array, Array], None],
+) -> None:
+    """Runs a network in inference mode and shows input and output of its layers and norms."""
+
+    def intercept(
+        method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        y, layer = method(*args, **kwargs), context.module
+        if context.method_name == "__call__" and isinstance(layer, (*_LAYERS, nn.BatchNorm)):
+            look(layer, args[0], y)
+        return y
+
+    # Tapped, a network keeps all activations in the open (`networks.remat`).
+    with tapping(_as_it_is), nn.intercept_methods(intercept):
+        forward.apply(module, params, state, images, train=False)
+
+
+def _as_it_is(path: Path, parts: Widths, y: Array) -> Array:
+    del path, parts
+    return y

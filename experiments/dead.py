@@ -1,0 +1,155 @@
+r"""Dead units of a trained network, and what removing units costs with and without their means.
+
+  python -m experiments.dead --workdir runs/dense --data_dir DIR --json dead.json
+
+The network is that of a finished run, any method's; one to begin with (two minutes on a CPU):
+
+  python -m experiments.train --config experiments/configs/lenet_mnist.py --workdir runs/dense \
+      --config.network=lenet-small --config.method=dense --config.epochs=5 --config.data_dir=DIR
+
+First comes the report: units that are zero, constant, or never learn, on training images. Then
+units are removed, more and more, with no retraining, by Evci's removal score and mean replacement
+score, by L1 norm and at random; test loss and accuracy are told of the network as it is cut and of
+the one whose biases took the means of what went.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dce_jax import channels as maps
+from dce_jax import pruning
+from experiments import dead_plot, machine, output, replacing, subject
+from experiments.display import Display, progress
+
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+_SIZES = {
+    "examples": (2000, "training images for the report, the scores and the means"),
+    "test_examples": (10_000, "test images for loss and accuracy"),
+    "batch": (500, "images at a time"),
+}
+_KEPT = ("network", "dataset", "method", "seed", "test_accuracy", "widths")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.dead",
+        description=__doc__,
+        epilog="Exit status: 0 done, 2 wrong input.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
+    parser.add_argument("--data_dir", metavar="DIR", help="TFDS data directory of the run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here: .png or .svg")
+    for name, (default, text) in _SIZES.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} ({default})"
+        )
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in _SIZES:
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}: choose 1 or more")
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            output.check_writable(path)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    asked = subject.read(arguments.workdir, arguments.data_dir)
+    batches = {
+        split: list(subject.batches(asked, split, count, arguments.batch))
+        for split, count in (("train", arguments.examples), ("test", arguments.test_examples))
+    }
+    found = replacing.units(asked, batches["train"])
+    print(pruning.dead.table(found), end="\n\n")
+    taken = replacing.means(asked, batches["train"])
+    wanted = replacing.orders(asked, batches["train"])
+    total = sum(maps.module_widths(asked.module).values())
+    removed = [0, *(round(share * total) for share in _SHARES)]
+    removed = [n for n in dict.fromkeys(removed) if n <= len(next(iter(wanted.values())))]
+    with progress("removing", len(wanted) * len(removed), facts="compiling") as display:
+        done = itertools.count(1)
+        curves = {
+            name: replacing.curve(
+                asked, order, removed, taken, batches["test"], partial(_tell, display, done, name)
+            )
+            for name, order in wanted.items()
+        }
+    return {
+        "subject": {key: asked.result[key] for key in _KEPT},
+        "units": total,
+        "dead": {
+            group: {kind: mask.nonzero()[0].tolist() for kind, mask in each._asdict().items()}
+            for group, each in found.items()
+        },
+        "curves": curves,
+    }
+
+
+def _tell(display: Display, done: Iterator[int], name: str) -> None:
+    display.tell(next(done), name)
+
+
+def _table(found: Mapping[str, Any], key: str) -> Table:
+    """Loss or accuracy as units go: cut plainly, and with their means folded."""
+    table = Table(
+        title=f"test {key}: plain / folded",
+        title_justify="left",
+        caption="nothing is retrained; random is a mean over draws",
+        caption_justify="left",
+    )
+    points = dead_plot.curves(found["curves"])
+    for name in ("units gone", *points):
+        table.add_column(name, justify="right")
+    form = "{:.1%}" if key == "accuracy" else "{:.3f}"
+    for rows in zip(*points.values(), strict=True):
+        gone = rows[0]["removed"]
+        pairs = [[form.format(row[how][key]) for how in ("plain", "folded")] for row in rows]
+        table.add_row(f"{gone} ({gone / found['units']:.0%})", *map(" / ".join, pairs))
+    return table
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    _check(arguments)
+    found = {
+        "device": machine.device(),
+        "versions": machine.versions(),
+        "command": shlex.join(["python", "-m", "experiments.dead", *words]),
+        "settings": {name: getattr(arguments, name) for name in _SIZES},
+        **_measure(arguments),
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot is not None:
+        dead_plot.draw(found).savefig(arguments.plot, dpi=150)
+    about, console = found["subject"], Console()
+    console.print(f"{about['network']} on {about['dataset']}, {found['device']}")
+    console.print(_table(found, "loss"), _table(found, "accuracy"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(_parser().parse_args(words), words)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What removing units costs, plainly and with their means folded, as a picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
+
+_COLOURS = {
+    "removal score": ORANGE,
+    "mean replacement score": GREEN,
+    "l1 norm": BLUE,
+    "random": GREY,
+}
+_HOW = {"plain": "--", "folded": "-"}
+
+Row = Mapping[str, Any]
+
+
+def curves(found: Mapping[str, Sequence[Row]]) -> dict[str, list[dict[str, Any]]]:
+    """Curves by score, the random ones as their mean.
+
+    Args:
+      found: of `replacing.curve`, by order.
+    """
+    together: dict[str, list[Sequence[Row]]] = {}
+    for name, rows in found.items():
+        together.setdefault(name.rstrip(" 0123456789"), []).append(rows)
+    return {name: _mean(each) for name, each in together.items()}
+
+
+def _mean(each: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
+    """Point by point the mean of several curves."""
+    return [
+        {
+            "removed": rows[0]["removed"],
+            **{
+                how: {
+                    key: float(np.mean([row[how][key] for row in rows]))
+                    for key in ("loss", "accuracy")
+                }
+                for how in _HOW
+            },
+        }
+        for rows in zip(*each, strict=True)
+    ]
+
+
+def draw(found: Mapping[str, Any]) -> Figure:
+    """Loss and accuracy against the share of units that are gone.
+
+    Args:
+      found: the JSON of `experiments.dead`.
+    """
+    about = found["subject"]
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure.suptitle(
+        f"{about['network']} on {about['dataset']}: {found['units']} units removed, not retrained",
+        fontsize=11,
+    )
+    left, right = figure.subplots(1, 2)
+    points = curves(found["curves"])
+    _panel(left, points, found["units"], "loss")
+    _panel(right, points, found["units"], "accuracy")
+    left.set_yscale("log")
+    right.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+    for name, colour in _COLOURS.items():
+        right.plot([], [], color=colour, label=name)
+    for how, line in _HOW.items():
+        right.plot([], [], line, color=GREY, label=f"{how} removal" if how == "plain" else how)
+    right.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, points: Mapping[str, Sequence[Row]], units: int, key: str) -> None:
+    for name, rows in points.items():
+        share = [row["removed"] / units for row in rows]
+        for how, line in _HOW.items():
+            heights = [row[how][key] for row in rows]
+            axes.plot(share, heights, line, color=_COLOURS[name], linewidth=1.6)
+    style(axes).set_ylabel(f"test {key}", fontsize=10)
+    axes.set_xlabel("units gone", fontsize=10)
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))

@@ -1,0 +1,145 @@
+"""What is left of a network as units go, cut out plainly or leaving their means behind.
+
+Nothing is trained. Units go in the order of a score, over all layers together, the last one of
+every group stays; of each removed unit the mean over training images is folded into its consumers,
+or not (`dce_jax.pruning.folding`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from dce_jax import channels as maps
+from dce_jax import masks, pruning, signals
+from dce_jax.pruning import folding, oracle
+from dce_jax.pruning.folding import InputMeans, Route
+from dce_jax.signals import named
+from dce_jax.types import Array, PyTree
+from experiments import removal
+from experiments.subject import Subject
+
+Batches = Sequence[Mapping[str, Array]]
+Values = dict[str, npt.NDArray[np.float64]]
+
+SCORES: dict[str, str] = {
+    "removal score": "evci_removal",
+    "mean replacement score": "evci_mean_replacement",
+    "l1 norm": "weights.x.l1.l2",
+}
+"""Name of an order -> the signal that makes it; l2 norms per layer make layers comparable."""
+
+DRAWS = 3
+"""Random orders."""
+
+
+class Means(NamedTuple):
+    """What folding needs, once for all removals.
+
+    Attributes:
+      inputs: of `folding.input_means`.
+      ways: of `folding.routes`.
+    """
+
+    inputs: InputMeans
+    ways: tuple[Route, ...]
+
+
+def orders(asked: Subject, batches: Batches) -> dict[str, removal.Order]:
+    """Order of removal -> units, least worth first.
+
+    Args:
+      asked: the trained network.
+      batches: training images that scores are read off.
+    """
+    points = {
+        name: named.BY_NAME[signal].formula if signal in named.BY_NAME else signals.parse(signal)
+        for name, signal in SCORES.items()
+    }
+    scene = signals.Scene(asked.module, asked.channels, asked.params, asked.model_state, batches[0])
+    values = signals.averages(list(points.values()), scene, batches)
+    found = {name: removal.order(_host(values[point])) for name, point in points.items()}
+    widths = maps.module_widths(asked.module)
+    for draw in range(DRAWS):
+        random = np.random.default_rng(draw)
+        found[f"random {draw}"] = removal.order({g: random.random(c) for g, c in widths.items()})
+    return found
+
+
+def means(asked: Subject, batches: Batches) -> Means:
+    """Means of what every layer reads, over training images.
+
+    Raises:
+      ValueError: a network that cannot fold, named by layer.
+    """
+    of = jax.jit(partial(folding.input_means, asked.module, asked.channels))
+    sizes = [len(batch["label"]) for batch in batches]
+    each = [of(asked.params, asked.model_state, batch["image"]) for batch in batches]
+    total = jax.tree.map(
+        lambda *parts: sum(m * n for m, n in zip(parts, sizes, strict=True)) / sum(sizes), *each
+    )
+    widths = maps.module_widths(asked.module)
+    ways = folding.routes(asked.module, asked.channels, batches[0]["image"], widths)
+    return Means(total, ways)
+
+
+def curve(
+    asked: Subject,
+    order: removal.Order,
+    removed: Sequence[int],
+    taken: Means,
+    batches: Batches,
+    report: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Loss and accuracy as more and more units go.
+
+    Args:
+      asked: the trained network.
+      order: of removal.
+      removed: how many are gone at each point.
+      taken: of `means`.
+      batches: images that loss and accuracy are of.
+      report: called after every point.
+
+    Returns:
+      Per point ``removed``, and ``loss`` and ``accuracy`` of ``plain`` and ``folded``.
+    """
+    widths = maps.module_widths(asked.module)
+    fold = jax.jit(partial(folding.folded, ways=taken.ways))
+    found = []
+    for count in removed:
+        seen = masks.of(_kept(order[:count], widths), widths)
+        own = (asked.params, asked.model_state)
+        row: dict[str, Any] = {"removed": count}
+        for how, trees in (("plain", own), ("folded", fold(*own, taken.inputs, seen))):
+            row[how] = _judged(asked, trees, seen, batches)
+        found.append(row)
+        report()
+    return found
+
+
+def units(asked: Subject, batches: Batches) -> dict[str, pruning.dead.Dead]:
+    """The network's dead units on some images."""
+    own = (asked.module, asked.channels, asked.params, asked.model_state)
+    return pruning.dead.report(*own, batches)
+
+
+def _judged(
+    asked: Subject, trees: tuple[PyTree, PyTree], seen: masks.Masks, batches: Batches
+) -> dict[str, float]:
+    judged = oracle.judge(asked.module, asked.channels, *trees, batches)(seen)
+    return {"loss": float(judged.loss_N.mean()), "accuracy": float(judged.right_N.mean())}
+
+
+def _kept(gone: removal.Order, widths: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
+    return {
+        group: np.setdiff1d(np.arange(width), [c for g, c in gone if g == group])
+        for group, width in widths.items()
+    }
+
+
+def _host(values: Mapping[str, Array]) -> Values:
+    return {group: np.asarray(each, np.float64) for group, each in values.items()}

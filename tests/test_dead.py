@@ -1,0 +1,136 @@
+"""Dead units of hand-made networks: none missed, none made up, in any number of batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import TINY, data, example
+from flax.core import FrozenDict
+from nets import CLASSES, FlattenNet, batch, split, variables
+
+from dce_jax import channels, forward, networks
+from dce_jax.pruning import dead
+
+LENET = networks.LeNet(2, FrozenDict({"conv0": 4, "conv1": 5, "dense0": 6}), CLASSES)
+PICTURES = jax.ShapeDtypeStruct((2, 16, 16, 2), jnp.float32)
+
+
+def mapped(module, shape=PICTURES):
+    return channels.build(module, forward.shapes(module, shape))
+
+
+def batches(count=2):
+    return [batch(seed, size=4, shape=(16, 16, 2)) for seed in range(count)]
+
+
+@functools.cache
+def healthy():
+    params, _ = split(variables(LENET, PICTURES))
+    for layer in ("conv0", "conv1", "dense0"):  # no unit is off by chance
+        bias = jnp.full_like(params[layer]["bias"], 3.0 if layer == "dense0" else 0.5)
+        params[layer] = {"kernel": params[layer]["kernel"], "bias": bias}
+    return params
+
+
+def changed(layer, channel, *, kernel=1.0, bias=None, params=None):
+    params = dict(healthy() if params is None else params)
+    own = dict(params[layer])
+    own["kernel"] = own["kernel"].at[..., channel].multiply(kernel)
+    own["bias"] = own["bias"] if bias is None else own["bias"].at[channel].set(bias)
+    return {**params, layer: own}
+
+
+def found(params, given=None, **options):
+    return dead.report(LENET, mapped(LENET), params, {}, given or batches(), **options)
+
+
+def who(report):
+    return {
+        group: [sorted(np.flatnonzero(mask).tolist()) for mask in each]
+        for group, each in report.items()
+    }
+
+
+def test_a_healthy_network_has_no_dead_units():
+    nothing = {"conv0": [[], [], []], "conv1": [[], [], []], "dense0": [[], [], []]}
+    assert who(found(healthy())) == nothing
+
+
+def test_each_kind_is_found_where_it_is_and_nowhere_else():
+    params = changed("conv0", 1, bias=-1e3)  # off for every example: zero, and nothing to learn
+    params = changed("conv1", 2, kernel=0.0, bias=0.7, params=params)  # constant, and learns
+    params = changed("conv1", 4, kernel=0.0, bias=0.0, params=params)
+    deaf = dict(params["head"])
+    deaf["kernel"] = deaf["kernel"].at[3].set(0.0)  # nobody reads dense0's fourth unit
+    assert who(found({**params, "head": deaf})) == {
+        "conv0": [[1], [], [1]],
+        "conv1": [[4], [2], [4]],
+        "dense0": [[], [], [3]],
+    }
+
+
+def test_one_example_is_enough_to_be_alive():
+    given = batches()
+    last = given[1]["image"].at[0].multiply(100.0)
+    params = changed("conv0", 1, bias=-20.0)
+    assert who(found(params, given))["conv0"] == [[1], [], [1]]
+    given[1] = {**given[1], "image": last}
+    alive = who(found(params, given))["conv0"]
+    assert alive == [[], [], []]
+
+
+def test_batches_add_up_to_what_one_batch_tells():
+    params = changed("conv1", 2, kernel=0.0, bias=0.7)
+    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches())
+    assert who(found(params, [whole])) == who(found(params))
+
+
+def test_the_tolerance_is_a_share_of_the_groups_largest_unit():
+    params = changed("conv0", 3, kernel=1e-5, bias=0.0)
+    assert who(found(params))["conv0"][0] == []
+    assert who(found(params, tolerance=1e-3))["conv0"][0] == [3]
+    constant = changed("conv0", 3, kernel=1e-5, bias=1.0)
+    assert who(found(constant))["conv0"][1] == []
+    assert who(found(constant, tolerance=1e-3))["conv0"][1] == [3]
+
+
+def test_a_stream_is_dead_only_where_it_is_everywhere():
+    module = TINY["projection"]
+    params, state = split(variables(module, example("projection")))
+    own = mapped(module, example("projection"))
+    params["stage0_block0"] = {
+        **params["stage0_block0"],
+        "norm0": jax.tree.map(lambda a: a.at[2].set(0.0), params["stage0_block0"]["norm0"]),
+    }
+    stem = {"scale": params["norm"]["scale"].at[1].set(0.0), "bias": params["norm"]["bias"]}
+    params["norm"] = {**stem, "bias": stem["bias"].at[1].set(0.4)}  # constant at the first block
+    report = dead.report(module, own, params, state, [data("projection")])
+    assert np.flatnonzero(report["stage0_block0_conv0"].zero).tolist() == [2]
+    assert not report["stage0"].any[1]
+
+
+def test_the_table_counts_every_group_and_all_of_them():
+    params = changed("conv0", 1, bias=-1e3)
+    lines = dead.table(found(changed("conv1", 2, kernel=0.0, bias=0.7, params=params))).splitlines()
+    cells = [line.split() for line in lines]
+    assert cells[0] == ["group", "width", "zero", "constant", "never", "learning", "dead"]
+    assert cells[1:] == [
+        ["conv0", "4", "1", "0", "1", "25.0%"],
+        ["conv1", "5", "0", "1", "0", "20.0%"],
+        ["dense0", "6", "0", "0", "0", "0.0%"],
+        ["all", "15", "1", "1", "1", "13.3%"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="at least one batch"):
+        dead.report(LENET, mapped(LENET), healthy(), {}, [])
+    with pytest.raises(ValueError, match="tolerance is -1"):
+        found(healthy(), tolerance=-1)
+    bare = FlattenNet()
+    shape = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"no units of group 'a'.*networks.gate"):
+        dead.report(bare, mapped(bare, shape), variables(bare)["params"], {}, [batch()])
