@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dce_jax import channels as maps
-from dce_jax import forward, slab
-from dce_jax.channels import AxisNames, ChannelMap, Leaf
+from dce_jax import forward, masks, slab
+from dce_jax.channels import ChannelMap, Leaf
 from dce_jax.types import Array, PyTree, Selection
 
 TOLERANCE = 1e-5
@@ -116,7 +116,8 @@ def _differences(
     selection = _random_selection(draw, channels, narrow)
     run = jax.jit(lambda *args: _compare(module, thin, channels, *args))
     with jax.default_matmul_precision("highest"):
-        return {mode: float(gap) for mode, gap in run(x, variables, selection).items()}
+        gaps = run(x, variables, selection, masks.of(selection, channels.full))
+        return {mode: float(gap) for mode, gap in gaps.items()}
 
 
 def _compare(
@@ -126,11 +127,10 @@ def _compare(
     x: Array,
     variables: PyTree,
     selection: Selection,
+    seen: masks.Masks,
 ) -> dict[str, Array]:
     names = {name: channels.names(name, tree) for name, tree in variables.items()}
-    masked = {
-        name: _mask(tree, names[name], selection, channels) for name, tree in variables.items()
-    }
+    masked = {n: masks.unread(tree, names[n], seen) for n, tree in variables.items()}
     cut = {
         name: slab.gather(tree, names[name], selection, channels.full)
         for name, tree in variables.items()
@@ -192,24 +192,6 @@ def _random_selection(
         for group, width in channels.widths
         if narrow[group] < width
     }
-
-
-def _mask(tree: PyTree, names: PyTree, selection: Selection, channels: ChannelMap) -> PyTree:
-    def one(leaf: Array, name: AxisNames) -> Array:
-        for axis, groups in enumerate(name.axes[:-1]):
-            if groups:
-                parts = [_kept(group, selection, channels.full[group]) for group in groups]
-                shape = tuple(-1 if i == axis else 1 for i in range(leaf.ndim))
-                leaf = leaf * jnp.concatenate(parts).reshape(shape).astype(leaf.dtype)
-        return leaf
-
-    return jax.tree.map(one, tree, names)
-
-
-def _kept(group: str, selection: Selection, width: int) -> Array:
-    if group not in selection:
-        return jnp.ones(width, jnp.float32)
-    return jnp.zeros(width, jnp.float32).at[selection[group]].set(1.0)
 
 
 def _distance(a: PyTree, b: PyTree) -> Array:

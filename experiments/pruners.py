@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dce_jax.pruning.evolve import Rules
+
 
 class Pruner(NamedTuple):
     """Settings of a pruning method; a config may give others.
@@ -18,6 +20,7 @@ class Pruner(NamedTuple):
       unit: the cost that a penalty is for: ``network``, all of the dense one, or ``channel``, the
         dense one's over the number of its channels.
       per_cost: whether saliencies are divided by that cost instead.
+      searches: whether layer latents are searched before the first round.
     """
 
     criterion: str
@@ -28,9 +31,10 @@ class Pruner(NamedTuple):
     penalty: float = 0.0
     unit: str = "network"
     per_cost: bool = False
+    searches: bool = False
 
 
-FREE = ("weight_l1", "weight_l2", "norm_scale")
+FREE = ("weight_l1", "weight_l2", "weight_sqr", "norm_scale")
 """Criteria that are read off the parameters alone."""
 
 METHODS: dict[str, Pruner] = {
@@ -45,6 +49,8 @@ METHODS: dict[str, Pruner] = {
     "l1": Pruner("weight_l1", "uniform", rounds=1),
     # Liu et al. 2017: one threshold for the scales of all layers.
     "slimming": Pruner("norm_scale", "global", rounds=1),
+    # Chin et al. 2018: squared norms plus a number per layer, found by evolution.
+    "compensated": Pruner("weight_sqr", "global", rounds=1, searches=True),
 }
 
 
@@ -65,9 +71,28 @@ def of(config: ConfigDict) -> Pruner:
         "penalty": config.penalty,
         "per_cost": config.per_cost or None,
     }
+    own = own._replace(searches=own.searches and not config.latents)
     own = own._replace(**{name: value for name, value in fields.items() if value is not None})
     if own.criterion in FREE:
         return own._replace(scoring=0, watch=0)
     # Batches of their own where a config asks for them, and where a method that watches nothing
     # is given a signal.
     return own._replace(watch=0) if config.scoring else own
+
+
+def rules(config: ConfigDict) -> Rules:
+    """How a config searches layer latents; the tournament keeps its published share."""
+    return Rules(
+        population=config.search_population,
+        tournament=max(1, config.search_population // 4),
+        evaluations=config.search_evaluations,
+        affine=config.affine,
+        seed=config.seed,
+    )
+
+
+def search_passes(config: ConfigDict) -> int:
+    """Forward passes of a batch that a config's search takes, 0 where it searches nothing."""
+    if not of(config).searches:
+        return 0
+    return config.search_evaluations * (config.search_examples // config.batch_size)

@@ -37,7 +37,7 @@ def records(run: Run) -> list[dict[str, Any]]:
 
 
 def extra_macs(run: Run) -> int:
-    """MACs that a pruning run takes beside its steps: scoring, watching, and its teacher."""
+    """MACs that a pruning run takes beside its steps: scoring, watching, searching, its teacher."""
     if run.pace is None:
         return 0
     pace, size, total = run.pace, run.config.batch_size, 0
@@ -46,6 +46,7 @@ def extra_macs(run: Run) -> int:
         watched = min(pace.pruner.watch, end - begin)
         passes = watched or pace.pruner.scoring
         total += passes * _pass_macs(run, budget)
+    total += pace.searches * size * costs.total(pace.macs, run.budget.full)
     if run.config.distill:
         taught = run.steps - run.ends[0]
         total += taught * size * costs.total(pace.macs, run.budget.full)

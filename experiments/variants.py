@@ -19,7 +19,7 @@ import jax
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import forward, scores, step
+from dce_jax import forward, masks, scores, step
 from dce_jax.cost import tree_bytes
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import masking, ranking
@@ -152,7 +152,7 @@ def _ordinary(bench: Bench, place: Place, key: Key) -> Variant:
     data: dict[str, Any] = dict(bench.data)
     loss = forward.classification_loss(module)
     if key.variant == "masked":
-        loss = masking.masked_loss(loss, bench.channels)
+        loss = masks.loss(loss, bench.channels)
         data["masks"] = masking.random_masks(place.budget)
     name = f"{key.variant} at keep {key.keep:g}"
     program, contender = ordinary(bench, name, module, loss, data)

@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 
 from dce_jax import budget, cost, forward, networks, slab
 from dce_jax import channels as maps
+from dce_jax.masks import loss as masked_loss
 from experiments import (
     bench,
     benchmark,
@@ -274,7 +275,7 @@ def test_masked_loss_is_the_narrow_networks_loss():
     assert {group: int(mask.sum()) for group, mask in masks.items()} == half.compact
     key = jax.random.key(0)
     dense = forward.classification_loss(shared.module)
-    masked = jax.jit(jax.value_and_grad(masking.masked_loss(dense, channels), has_aux=True))
+    masked = jax.jit(jax.value_and_grad(masked_loss(dense, channels), has_aux=True))
 
     def at(masks):
         return masked(loop.params, loop.model_state, {}, {**shared.data, "masks": masks}, key)
