@@ -7,6 +7,7 @@ running ones are those of the network before it lost channels (docs/pruning.md h
 """
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,11 +37,13 @@ from experiments import (
 from experiments import placement as placing
 from experiments.display import Display
 from experiments.pipeline import eval_batches, normalise
-from experiments.programs import Programs, call
+from experiments.programs import Programs, call, recall
 from experiments.setup import Run, searching
 
 STATE = "search.jsonl"
 """A line per evaluation, so that a search that was killed goes on after its last one."""
+
+PROGRAM = "search"
 
 Saliencies = dict[str, np.ndarray]
 
@@ -75,7 +78,10 @@ def learn(
         return latent_files.read(path, run.budget.full)
     rules, spreads = pruners.rules(run.config), latents.spreads(saliencies)
     network = checkpoint.fingerprint((loop.params, loop.model_state))
-    losses = _kept_losses(workdir / STATE, network)
+    known = _known(workdir / STATE, network)
+    losses = tuple(line["loss"] for line in known)
+    if known:
+        recall(programs, {PROGRAM: known[-1]["program"]})
     processes.wait("search")
     search = evolve.resumed(rules, spreads, losses)
     judge, last = fitness(run, programs, loop), rounds.pace_of(run).pruner.rounds
@@ -87,7 +93,8 @@ def learn(
             tried = evolve.candidate(rules, spreads, search)
             kept = rounds.choose(run, tried, saliencies, last)
             search = evolve.told(search, tried, judge(kept))
-            _append(workdir / STATE, network, search, kept)
+            if processes.first():
+                journal.append(workdir / STATE, _line(network, search, kept, programs))
     if processes.first():
         journal.write(path, record(run, search))
     display.say(
@@ -120,7 +127,7 @@ def fitness(run: Run, programs: Programs, loop: LoopState) -> Callable[[Kept], f
 
     def worth(kept: Kept) -> float:
         seen = placing.put_whole(run.placement, masks.of(kept, run.budget.full))
-        found = [call(programs, "search", judge, loop, {**b, "masks": seen}) for b in batches]
+        found = [call(programs, PROGRAM, judge, loop, {**b, "masks": seen}) for b in batches]
         return float(np.mean([placing.host(value) for value in found], dtype=np.float64))
 
     return worth
@@ -165,28 +172,27 @@ def identity_loss(search: Search) -> float:
     return search.losses[search.tried.index(none)]
 
 
-def _append(path: Path, network: int, search: Search, kept: Kept) -> None:
-    if processes.first():
-        line = {
-            "step": len(search.losses),
-            "loss": search.losses[-1],
-            "widths": {group: len(each) for group, each in kept.items()},
-            "network": network,
-        }
-        journal.append(path, line)
+def _line(network: int, search: Search, kept: Kept, programs: Programs) -> dict[str, Any]:
+    return {
+        "step": len(search.losses),
+        "loss": search.losses[-1],
+        "widths": {group: len(each) for group, each in kept.items()},
+        "network": network,
+        "program": programs.facts[PROGRAM],
+    }
 
 
-def _kept_losses(path: Path, network: int) -> tuple[float, ...]:
-    """Losses of an earlier process; none where it judged another network."""
+def _known(path: Path, network: int) -> list[dict[str, Any]]:
+    """Evaluations of an earlier process; none where it judged another network."""
     if not path.exists():
-        return ()
+        return []
     if processes.first():
-        journal.cut(path, 10**9)  # a half-written last line
+        journal.cut(path, sys.maxsize)  # a line that was not written to its end
     processes.wait("search was cut")
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     if all(line["network"] == network for line in lines):
-        return tuple(line["loss"] for line in lines)
+        return lines
     processes.wait("search was read")
     if processes.first():
         path.unlink()
-    return ()
+    return []

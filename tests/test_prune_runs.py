@@ -132,8 +132,8 @@ def test_a_run_killed_in_a_round_loses_nothing(lab, tmp_path, monkeypatch):
     _, workdir = lab.run(**FISHER)
     config, prune = runs.settings(lab.images, **FISHER), rounds.prune
 
-    def die_in_the_last_round(run, programs, state, done):
-        found = prune(run, programs, state, done)
+    def die_in_the_last_round(run, programs, state, done, learn):
+        found = prune(run, programs, state, done, learn)
         if done == run.ends[-1]:
             raise Killed
         return found
