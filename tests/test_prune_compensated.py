@@ -18,6 +18,7 @@ from dce_jax.pruning import Latents, evolve
 from dce_jax.types import Evidence
 from experiments import (
     blocks,
+    fields,
     holdout,
     latent_files,
     plans,
@@ -85,11 +86,8 @@ def test_a_masked_network_computes_what_the_shrunk_one_does(family, train_mode):
     module, batch = TINY[family], data(family)
     mapped = channels.build(module, forward.shapes(module, example(family)))
     params, state = split(variables(module, example(family)))
-    draw = np.random.default_rng(0)
-    kept = {
-        g: np.sort(draw.choice(w, max(1, w - 1 - i % 2), replace=False)).astype(np.int32)
-        for i, (g, w) in enumerate(mapped.full.items())
-    }
+    # The first ones go: partners of padded shortcuts, which lie in the middle, stay.
+    kept = {g: np.arange(1 + i % 2, w, dtype=np.int32) for i, (g, w) in enumerate(mapped.widths)}
     thin = maps.with_widths(module, {g: len(k) for g, k in kept.items()})
 
     def cut(name, tree):
@@ -320,6 +318,8 @@ def test_several_rounds_share_the_latents_of_the_first(lab, tmp_path, monkeypatc
     found, workdir = lab.run(**twice)
     assert len(found["rounds"]) == 2 and stored(workdir)["target"]["limit"] == TARGET
     assert found["compilations"]["search"] == 1
+    lines = runs.lines(workdir / "search.jsonl")
+    assert all(runs.macs(line["widths"]) <= TARGET for line in lines)  # the last round's
     config = runs.settings(lab.images, **twice, stop_after=found["plans"][1]["step"] + 1)
     assert train.train(config, tmp_path / "w") is None
     seen, choose = [], rounds.choose
@@ -368,6 +368,7 @@ DCE = {
     "allocation": "global",
     "scale": "none",
     "scoring": 2,
+    "plans": 1,
     "floor": 0.0,
 }
 
@@ -387,10 +388,9 @@ def written(path, **changes):
 
 def test_latents_compensate_the_scores_that_dce_allocates_from(lab, tmp_path):
     path = written(tmp_path / "latents.json")
-    plain, _ = lab.run(**DCE)
     found, _ = lab.run(**DCE, latents=path)
     # All channels of conv0 come before any of conv1: a third one would cost too much.
-    assert found["widths"] == {"conv0": 2, "conv1": 1} != plain["widths"]
+    assert found["widths"] == {"conv0": 2, "conv1": 1}
     run = runs.built(lab, **DCE, latents=path)
     loop = blocks.start(run).dce.loop
     scores = scoring.saliencies(run, Programs(), loop)
@@ -409,6 +409,8 @@ def test_latents_compensate_the_scores_that_dce_allocates_from(lab, tmp_path):
         macs_of(run.module, jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)),
     )
     assert plans.learned(run, scores, run.commit_step) == learned
+    bare = scoring.saliencies(run._replace(latents=None), Programs(), loop)
+    assert plans.learned(run, bare, run.commit_step) != learned
 
 
 # --- refusals
@@ -478,6 +480,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
 
 
 def test_the_criterion_is_legrs_and_its_rules_are_the_published_ones(lab):
-    config = runs.settings(lab.images, method="compensated")
-    assert pruners.rules(config) == evolve.Rules(affine=False, seed=0)
+    config = runs.settings(lab.images, method="compensated", seed=5)
+    assert pruners.rules(config) == evolve.Rules(affine=False, seed=5)
     assert pruners.of(config).criterion == "weight_sqr" and pruners.of(config).rounds == 1
+
+
+def test_only_what_a_method_reads_sets_its_runs_apart():
+    search = {"affine", "search_evaluations", "search_population", "search_examples"}
+    assert not (search | {"latents"}) & fields.idle_fields("compensated", "global")
+    for method in ("taylor", "dense", "scratch", "random"):
+        assert search | {"latents"} <= fields.idle_fields(method, "uniform"), method
+    assert search <= fields.idle_fields("dce", "global")
+    assert "latents" not in fields.idle_fields("dce", "global")
