@@ -34,13 +34,13 @@ def tiny(*, num_classes, dtype=np.float32, width=1.0):
     return VGG(depths=(1, 1), widths=FrozenDict(FULL), num_classes=num_classes, dtype=dtype)
 
 
-def write_images(path: Path, **changes) -> Path:
-    """64 + 20 gray 4x4 images of 3 classes that can be told apart, as an .npz file."""
+def write_images(path: Path, side: int = 4, **changes) -> Path:
+    """64 + 20 gray images, 4x4 or larger, of 3 classes that can be told apart, as an .npz file."""
     draw = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 64), ("test", 20)):
         labels = np.arange(count) % 3
-        noise = draw.integers(0, 160, (count, 4, 4, 1))
+        noise = draw.integers(0, 160, (count, side, side, 1))
         noise[np.arange(count), labels] += 60
         arrays |= {f"{part}_images": noise.astype(np.uint8), f"{part}_labels": labels}
     np.savez(path, **(arrays | changes))

@@ -102,7 +102,7 @@ def test_config_file_that_does_not_exist_is_an_error(monkeypatch, tmp_path):
         ({"min_channels": -1}, "min_channels is -1: both must be >= 1"),
         ({"macs": 0.01}, r"a MACs target of 0.01 \(15 of 1,458\) cannot be met"),
         ({"batch_size": 65}, "batch_size is 65, but the training split has 64 images: choose at"),
-        ({"network": "vgg-digits"}, "images of 4x4 would be pooled to nothing .* size is 8x8"),
+        ({"network": "vgg-digits"}, "nothing would be left of images of 4x4 .* size is 8x8"),
         ({"width": 0.0, "network": "vgg-digits"}, "width multiplier 0.0 must be positive"),
         ({"crop": -1}, "crop is -1, but padding must be 0 pixels or more"),
         ({"idle": "catch_up"}, "idle='catch_up' needs decoupled weight decay"),

@@ -113,7 +113,7 @@ def test_datasets_have_the_shapes_that_the_readers_give(dataset, facts):
     [
         (["--network", "vgg61"], "unknown network 'vgg61'; did you mean 'vgg1"),
         (["--dataset", "cifar_10"], "unknown data set 'cifar_10'; did you mean 'cifar10'?"),
-        (["--dataset", "digits"], "pooled to nothing"),
+        (["--dataset", "digits"], "nothing would be left"),
         (["--keep", "0"], "keep is 0.0: the fraction of channels must be above 0"),
         (["--keep", "1.01"], "keep is 1.01"),
         (["--macs", "2"], "MACs target 2.0 is outside (0, 1]"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import runs
 
+from dce_jax import mesh as meshes
 from experiments import background, blocks, data, placement, session, setup, train
 from experiments.collectives import collectives, is_gradient
 from experiments.programs import Programs
@@ -87,9 +88,10 @@ def test_devices_that_do_not_fit_are_refused(lab, tmp_path, changes, message):
 
 def test_all_devices_are_taken_and_one_is_left_alone(lab):
     images = data.load(str(lab.images), data_dir=None)
-    assert setup.build(runs.settings(lab.images, devices=0), images).placement.devices == 8
+    every = setup.build(runs.settings(lab.images, devices=0), images).placement
+    assert every.devices == 8 and placement.waits(every)
     alone = setup.build(runs.settings(lab.images, sharding="sharded"), images).placement
-    assert alone == placement.Placement()
+    assert alone == placement.Placement() and not placement.waits(alone)
     tree = {"a": jnp.zeros(3)}
     assert placement.put(alone, tree) is placement.local(alone, tree) is tree
     assert placement.loss(alone, len) is placement.batch_fn(alone, len) is len
@@ -125,3 +127,26 @@ def test_a_device_that_decides_otherwise_stops_the_run(lab, tmp_path):
     message = r"different copies of .*conv0.* after step 2"
     with background.opened() as writer, pytest.raises(train.TrainingError, match=message):
         session.save(run, Programs(), state, tmp_path, 2, writer=writer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"select_every": 1, "commit": 1.0}, {"method": "dense"}],
+    ids=["windows", "fused", "dense"],
+)
+def test_a_block_leaves_its_state_where_the_next_one_wants_it(lab, changes):
+    images = data.load(str(lab.images), data_dir=None)
+    run = setup.build(runs.settings(lab.images, **{**MANY, "devices": 2, **changes}), images)
+    programs = Programs(placement=run.placement)
+    before = placement.put(run.placement, blocks.start(run))
+    after, _ = blocks.run_block(run, programs, before, 0, 2)
+    wanted = meshes.shardings(run.placement.mesh, after, sharded=True)
+    for state in (before, after):
+        for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+            assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
+    assert not all(where.is_fully_replicated for where in jax.tree.leaves(wanted))
+    if "method" in changes:
+        # Whole parameters, once each: no layer works on a part of its channels.
+        gathered = collectives(programs.compiled["plain"].as_text())
+        cut = [p for p in jax.tree.leaves(before.loop.params) if not p.is_fully_replicated]
+        assert sum(one.kind == "all-gather" for one in gathered) == len(cut)

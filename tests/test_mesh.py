@@ -150,14 +150,15 @@ def test_in_float32_eight_devices_begin_as_one_does(name, signal):
 def test_sharded_states_are_cut_and_slabs_and_decisions_are_whole():
     mesh = mesh_of(DEVICES)
     pieces, state = pieces_and_state("vgg")
-    placed = place(mesh, state, sharded=True)
+    ages = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), state.loop.params)
+    placed = place(mesh, state._replace(last=ages), sharded=True)
     kernel = placed.loop.params["conv1"]["kernel"]
     assert kernel.shape == (3, 3, 8, 16)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 1, 16)}
     moments = jax.tree.leaves(placed.loop.opt_state)
-    assert {each.sharding for each in jax.tree.leaves(placed.loop.params)} == {
-        each.sharding for each in moments
-    }
+    params = [each.sharding for each in jax.tree.leaves(placed.loop.params)]
+    assert set(params) == {each.sharding for each in moments}
+    assert params == [each.sharding for each in jax.tree.leaves(placed.last)]
     whole = {
         "statistics": placed.loop.model_state,
         "bandit": placed.bandit,
@@ -168,6 +169,10 @@ def test_sharded_states_are_cut_and_slabs_and_decisions_are_whole():
     slab = jax.eval_shape(functools.partial(step.enter, pieces), state)
     slab = jax.tree.leaves(meshes.shardings(mesh, slab, sharded=True))
     assert len(slab) > 12 and all(where.is_fully_replicated for where in slab)
+
+
+def test_a_mesh_takes_every_device_in_order():
+    assert meshes.data_mesh().devices.tolist() == sorted(jax.devices(), key=lambda d: d.id)
 
 
 @given(st.lists(st.integers(0, 12), max_size=4), st.integers(1, 8))
@@ -249,3 +254,15 @@ def test_sharded_states_send_slabs_when_gathered_and_indices_when_scattered():
     channels = {leaf.size for leaf in jax.tree.leaves(wide.model_state)}
     assert {each.dtype for each in programs["leave"]} == {"s32"}
     assert {math.prod(each.shape) for each in programs["leave"]} <= channels
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_dense_step_gathers_each_cut_parameter_once_and_cuts_no_layer(name):
+    mesh, loop = mesh_of(DEVICES), pieces_and_state(name)[1].loop
+    loss = meshes.whole_params(mesh, forward.classification_loss(NETS[name]))
+    dense = functools.partial(step.plain, TX, loss, meshes.cut_batches(mesh, step.whole_batch))
+    placed = place(mesh, loop, sharded=True)
+    program = lowered(mesh, dense, placed, cut(mesh, images()[0]), sharded=True)
+    found = [each for each in collectives(program.compile().as_text()) if each.kind == "all-gather"]
+    split = [leaf for leaf in jax.tree.leaves(placed.params) if not leaf.is_fully_replicated]
+    assert sizes(found) == sizes(split)

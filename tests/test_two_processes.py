@@ -24,6 +24,24 @@ pipeline.device_memory = lambda: 1  # too small for the images: every process re
 train.report.write = lambda workdir: (workdir / train.PAGE).write_text("")
 app.run(train.main, flags_parser=train.parse)
 """
+TALK = """
+import jax, sys, time
+from pathlib import Path
+from experiments import processes
+index, ready = int(sys.argv[2]), Path(sys.argv[3])
+processes.join(sys.argv[1], 2, index)
+asked = [processes.any_of(index == 1), processes.any_of(False), processes.first()]
+processes.check_same("steps", 7)
+try:
+    processes.check_same("steps", index)
+except ValueError as error:
+    print(error)
+if index:
+    time.sleep(1)
+    ready.write_text("")
+processes.wait("here")
+print(asked, ready.exists())
+"""
 HERE = Path(__file__).parent
 SHARED = {**ONE, "devices": 0, "sharding": "sharded"}
 
@@ -34,37 +52,38 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start(workdir, port, index, settings):
-    """One of two processes with two devices each."""
-    before = config.defaults()
-    words = [f"--config.{k}={v}" for k, v in settings.items() if v != before[k]]
-    words += [f"--workdir={workdir}", f"--coordinator=localhost:{port}", "--processes=2"]
+def start(log, code, words):
+    """A process with two devices that runs a piece of code."""
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
-    with log_of(workdir, index).open("wb") as log:
+    with log.open("wb") as told:
         return subprocess.Popen(
-            [sys.executable, "-c", CHILD, *words, f"--process={index}"],
-            stdout=log,
+            [sys.executable, "-c", code, *words],
+            stdout=told,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         )
 
 
-def log_of(workdir, index):
-    return Path(f"{workdir}.{index}.log")
-
-
-def both(workdir, settings):
-    """What two processes that share a run print; both must end well."""
-    port = free_port()
-    children = [start(workdir, port, index, settings) for index in range(2)]
+def both(workdir, code, words_of):
+    """What two processes print; both must end well."""
+    logs, port = [Path(f"{workdir}.{index}.log") for index in range(2)], free_port()
+    children = [start(log, code, words_of(port, i)) for i, log in enumerate(logs)]
     try:
         codes = [child.wait(timeout=300) for child in children]
     finally:
         for child in children:
             child.kill()
-    said = [log_of(workdir, index).read_text() for index in range(2)]
+    said = [log.read_text() for log in logs]
     assert codes == [0, 0], said
     return said
+
+
+def flags(settings, workdir):
+    """Command lines of a run that two processes share."""
+    before = config.defaults()
+    words = [f"--config.{k}={v}" for k, v in settings.items() if v != before[k]]
+    words += [f"--workdir={workdir}", "--processes=2"]
+    return lambda port, i: [*words, f"--coordinator=localhost:{port}", f"--process={i}"]
 
 
 def test_two_processes_go_on_where_one_stood_and_end_where_one_does(tmp_path, monkeypatch):
@@ -73,13 +92,22 @@ def test_two_processes_go_on_where_one_stood_and_end_where_one_does(tmp_path, mo
     with runs.lab(tmp_path) as lab:
         _, alone = lab.run(**ONE)
         train.train(runs.settings(lab.images, **ONE, stop_after=4), workdir)
-        first, second = both(workdir, runs.settings(lab.images, **SHARED))
+        first, second = both(workdir, CHILD, flags(runs.settings(lab.images, **SHARED), workdir))
     assert "going on after step 4 of 12" in first
     assert "4 x cpu" in first
     assert "going on" not in second and "4 x cpu" not in second  # only the first one speaks
     close_end(alone, workdir)
     lines = runs.lines(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+
+
+def test_processes_ask_wait_for_and_refuse_one_another(tmp_path):
+    ready = tmp_path / "ready"
+    said = both(tmp_path / "talk", TALK, lambda port, i: [f"localhost:{port}", str(i), str(ready)])
+    for index, text in enumerate(said):
+        assert "steps is [0, 1] in the processes of this run: they must share one" in text
+        assert "[7, 7]" not in text
+        assert f"[True, False, {index == 0}] True" in text
 
 
 @pytest.mark.parametrize(

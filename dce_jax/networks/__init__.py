@@ -8,6 +8,8 @@ from typing import TypeAlias
 from dce_jax.networks.densenet import LAYOUTS as DENSENETS
 from dce_jax.networks.densenet import DenseNet, densenet
 from dce_jax.networks.gates import gate, gate_parts
+from dce_jax.networks.lenet import LAYOUTS as LENETS
+from dce_jax.networks.lenet import LeNet, lenet
 from dce_jax.networks.mobilenet import STRIDES as MOBILENETS
 from dce_jax.networks.mobilenet import MobileNetV2, mobilenet
 from dce_jax.networks.preact import LAYOUTS as PREACTS
@@ -17,8 +19,8 @@ from dce_jax.networks.resnet import PROJECTION, ResNet, resnet
 from dce_jax.networks.vgg import LAYOUTS as VGGS
 from dce_jax.networks.vgg import VGG, vgg
 
-Network: TypeAlias = VGG | ResNet | PreactResNet | DenseNet | MobileNetV2
-"""Any network here: a module with ``widths`` and ``reward_norms()``."""
+Network: TypeAlias = VGG | ResNet | PreactResNet | DenseNet | MobileNetV2 | LeNet
+"""Any network here: a module with ``widths``; all but `LeNet` have norms and ``reward_norms()``."""
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     **{name: partial(vgg, name) for name in VGGS},
@@ -31,6 +33,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     **{name: partial(preact, name) for name in PREACTS},
     **{name: partial(densenet, name) for name in DENSENETS},
     **{name: partial(mobilenet, name) for name in MOBILENETS},
+    **{name: partial(lenet, name) for name in LENETS},
 }
 """Name -> constructor ``(num_classes, dtype=..., width=...)`` of a full-width network."""
 
@@ -52,6 +55,7 @@ __all__ = [
     "NETWORKS",
     "VGG",
     "DenseNet",
+    "LeNet",
     "MobileNetV2",
     "Network",
     "PreactResNet",
@@ -60,6 +64,7 @@ __all__ = [
     "densenet",
     "gate",
     "gate_parts",
+    "lenet",
     "mobilenet",
     "preact",
     "resnet",

@@ -161,7 +161,7 @@ def check_images(x: jax.Array, smallest: int) -> None:
 
     Args:
       x: float[B, H, W, D] expected.
-      smallest: product of the network's strides, so that one position is left.
+      smallest: side of which the network leaves one position.
 
     Raises:
       ValueError: another rank, or a side below ``smallest``.
@@ -170,9 +170,9 @@ def check_images(x: jax.Array, smallest: int) -> None:
         raise ValueError(f"images must be float[B, H, W, D], got shape {x.shape}")
     if min(x.shape[1:3]) < smallest:
         raise ValueError(
-            f"images of {x.shape[1]}x{x.shape[2]} would be pooled to nothing by strides of "
-            f"{smallest} together: the smallest size is {smallest}x{smallest}; pad the images or "
-            "choose a network with fewer stages"
+            f"nothing would be left of images of {x.shape[1]}x{x.shape[2]} behind this network's "
+            f"strides: the smallest size is {smallest}x{smallest}; pad the images or choose a "
+            "network with fewer stages"
         )
 
 
