@@ -324,9 +324,15 @@ def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab
 
 def test_every_method_is_runnable_and_has_a_config():
     from experiments import checks, prune
-    from experiments.configs import prune_fisher, prune_l1, prune_slimming, prune_taylor
+    from experiments.configs import (
+        prune_compensated,
+        prune_fisher,
+        prune_l1,
+        prune_slimming,
+        prune_taylor,
+    )
 
-    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming]
+    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming, prune_compensated]
     assert [m.get_config().method for m in shipped] == list(pruners.METHODS)
     for module in shipped:
         config = module.get_config()
