@@ -24,9 +24,9 @@ from experiments.setup import (
     initial_variables,
     loss_of,
     model_state,
-    open_source,
     train_key,
 )
+from experiments.sources import open_source
 
 Learn = Callable[[Run, LoopState, dict[str, np.ndarray]], Latents | None]
 """Run, network and its saliencies -> latents that compensate them, None where there are none."""

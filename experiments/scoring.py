@@ -19,7 +19,8 @@ from experiments import placement as placing
 from experiments.fields import SELECTING
 from experiments.programs import Programs, call
 from experiments.ranking import make_signal, scored_macs
-from experiments.setup import Run, augmentation
+from experiments.setup import Run
+from experiments.sources import augmentation
 
 
 def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:

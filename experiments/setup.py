@@ -17,7 +17,6 @@ from dce_jax.pruning import Latents, costs, distilled
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import (
     budgeting,
-    holdout,
     latent_files,
     lengths,
     optimizers,
@@ -29,8 +28,9 @@ from experiments import (
 from experiments import placement as placing
 from experiments.dataset import DataSet
 from experiments.pacing import Pace
-from experiments.pipeline import Augment, Source, make_source
+from experiments.pipeline import Source
 from experiments.placement import Placement
+from experiments.sources import open_source
 
 
 class Run(NamedTuple):
@@ -200,49 +200,6 @@ def loss_of(config: ConfigDict, thin: nn.Module, stage: int, pace: Pace | None) 
     if config.method == "slimming" and stage < pace.pruner.rounds:
         return slimming.penalised(loss, thin, config.sparsity)
     return loss
-
-
-def open_source(
-    config: ConfigDict,
-    data: DataSet,
-    steps: int,
-    *,
-    start_step: int,
-    placement: Placement | None = None,
-    searching: bool = False,
-) -> Source:
-    """The batches of a run, whose first ones spare what latents will be searched by.
-
-    Args:
-      config: of the run.
-      data: the data set.
-      steps: of the whole run.
-      start_step: first step that will be asked for.
-      placement: of the batches.
-      searching: whether latents are still to be searched.
-    """
-    trained = data.train
-    if searching:
-        trained, _ = holdout.for_search(
-            data, examples=config.search_examples, batch_size=config.batch_size
-        )
-    return make_source(
-        trained,
-        batch_size=config.batch_size,
-        steps=steps,
-        start_step=start_step,
-        seed=config.seed,
-        mean=data.mean,
-        std=data.std,
-        augment=augmentation(config),
-        threads=config.threads,
-        placement=placement or Placement(),
-    )
-
-
-def augmentation(config: ConfigDict) -> Augment:
-    """Crop and flip of a config."""
-    return Augment(config.crop, config.flip)
 
 
 def starting_at(run: Run, done: int) -> Run:

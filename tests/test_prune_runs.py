@@ -20,8 +20,8 @@ from experiments import (
     pruners,
     ranking,
     rounds,
-    setup,
     slimming,
+    sources,
     train,
 )
 from experiments.programs import Programs
@@ -164,7 +164,7 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
     signal = ranking.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
     value, total = jax.jit(signal.value), {}
     for batch in evaluate.training_batches(
-        run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+        run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
     ):
         seen = Evidence(state.loop.params, {}, {}, state.loop.model_state, batch)
         for group, values in value(seen).items():
