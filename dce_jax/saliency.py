@@ -82,12 +82,20 @@ def weight_l1(kernels: Kernels) -> Signal:
     return Signal("weight_l1", False, lambda e: _over_weights(e.params, kernels, jnp.abs))
 
 
+def weight_sqr(kernels: Kernels) -> Signal:
+    """Squared Euclidean norm of the weights that produce a channel (Chin et al. 2020, LeGR).
+
+    The norms of kernels that produce one coupled group add up.
+    """
+    return Signal("weight_sqr", False, lambda e: _over_weights(e.params, kernels, jnp.square))
+
+
 def weight_l2(kernels: Kernels) -> Signal:
     """Euclidean norm of the weights that produce a channel."""
+    squared = weight_sqr(kernels)
 
     def value(evidence: Evidence) -> Rewards:
-        sums = _over_weights(evidence.params, kernels, jnp.square)
-        return {group: jnp.sqrt(total) for group, total in sums.items()}
+        return {group: jnp.sqrt(total) for group, total in squared.value(evidence).items()}
 
     return Signal("weight_l2", False, value)
 

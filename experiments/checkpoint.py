@@ -129,6 +129,11 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(p.stem) for p in directory.glob("*.json") if p.stem.isdigit())
 
 
+def fingerprint(state: PyTree) -> int:
+    """A checksum of a state's names and bits; every process must ask, where several hold it."""
+    return _checksum(_leaves(state))
+
+
 def _write(target: Path, leaves: dict[str, npt.NDArray[Any]]) -> None:
     try:
         ocp.save(target.absolute(), leaves)

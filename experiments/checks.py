@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dce_jax import allocate, networks, scores, signals
 from dce_jax.lookups import Lookup
+from dce_jax.pruning import evolve
 from experiments import pruners
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", *pruners.METHODS)
@@ -19,6 +20,7 @@ SIGNALS = (
     "fisher",
     "weight_l1",
     "weight_l2",
+    "weight_sqr",
     "norm_scale",
 )
 SCALES = {
@@ -59,6 +61,8 @@ _SMALLEST = {
     "threads": 1,
     "steps": 1,
     "rounds": 1,
+    "search_evaluations": 1,
+    "search_population": 1,
     "watch": 0,
 }
 _FRACTIONS = ("keep", "macs", "discount", "explore_keep", "grow")
@@ -134,6 +138,8 @@ def _check_budget(config: ConfigDict) -> None:
         _check_growth(config)
     if pruners.prunes(config):
         _check_pruning(config)
+    if config.latents:
+        _check_latents(config)
 
 
 def _check_pruning(config: ConfigDict) -> None:
@@ -162,11 +168,50 @@ def _check_pruning(config: ConfigDict) -> None:
             f"per_cost ranks by saliency per cost, which needs no penalty, but penalty is "
             f"{config.penalty}: leave one of the two out"
         )
+    if config.method == "compensated":
+        _check_search(config)
     found = pruners.of(config)
     if found.criterion not in pruners.FREE and not (found.watch or found.scoring):
         raise ValueError(
             f"watch is 0 and scoring is {config.scoring}: there is nothing to read the criterion "
             f"{found.criterion!r} off; give one of the two, say scoring=10 batches"
+        )
+
+
+def _check_search(config: ConfigDict) -> None:
+    """Refuses what no search of layer latents can do."""
+    if config.widths or config.prune_allocation == "uniform":
+        given = "widths are given" if config.widths else "prune_allocation is uniform"
+        raise ValueError(
+            f"method {config.method} ranks all layers together, but {given}: leave it out, or "
+            "choose method l1"
+        )
+    if not pruners.of(config).searches:
+        return
+    if config.search_examples < config.batch_size:
+        raise ValueError(
+            f"search_examples is {config.search_examples}: the validation split that a search "
+            f"judges by would be empty; it holds whole batches of {config.batch_size} training "
+            "images, so give more, or a file of learned latents"
+        )
+    evolve.check(pruners.rules(config))
+
+
+def _check_latents(config: ConfigDict) -> None:
+    """Refuses learned latents where nothing ranks layers by scores that they may compensate."""
+    if config.method == "compensated":
+        return
+    if config.method not in ("dce", "random") or config.allocation != "global":
+        raise ValueError(
+            f"latents is {config.latents!r}, but method {config.method} with allocation "
+            f"{config.allocation} ranks no layers by them: they are for method compensated, and "
+            "for dce with allocation=global"
+        )
+    if config.scale != "none" or config.per_cost or not config.scoring:
+        raise ValueError(
+            f"latents is {config.latents!r}, learned for saliencies as they are, but scale is "
+            f"{config.scale}, per_cost is {config.per_cost} and scoring is {config.scoring}: set "
+            "scale=none, per_cost=False, and scoring to batches that score the whole network"
         )
 
 

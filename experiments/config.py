@@ -25,8 +25,7 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.name = "digits"  # names the default workdir
     config.method = (
-        "dce"  # dce | dense | scratch | subset | random; taylor | fisher | l1 | slimming |
-        # mean_replacement
+        "dce"  # dce | dense | scratch | subset | random; and the methods of experiments.prune
     )
     config.network = "vgg-digits"
     config.width = 1.0  # multiplies the network's published widths
@@ -65,6 +64,11 @@ def defaults() -> ConfigDict:
     config.penalty = config_dict.placeholder(float)  # on what a channel costs
     config.watch = config_dict.placeholder(int)  # steps before a round that average the criterion
     config.fold = config_dict.placeholder(bool)  # whether biases take removed channels' means
+    config.latents = ""  # file of learned layer latents (compensated; dce with allocation=global)
+    config.affine = False  # compensated: whether latents also scale a layer's saliencies
+    config.search_evaluations = 400  # compensated: candidates of the search for latents
+    config.search_population = 64  # of them that may become parents; a quarter of it competes
+    config.search_examples = 256  # training images held out for it, in whole batches
     config.distill = 0.0  # share of the loss that compares with the dense network's outputs
     config.contest = 1.0  # share of the seats open at a selection, falling to 0; 1: always all
     config.lookup = "index"  # how slabs are gathered: index | one_hot, with the same bits

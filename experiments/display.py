@@ -1,6 +1,6 @@
 """Progress on the terminal: a bar with the time left, and a line of facts below it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -39,6 +39,15 @@ class Display(NamedTuple):
         """Moves the bar and replaces the line below it."""
         self.bar.update(self.task, completed=completed)
         self.live.update(Group(self.bar, Text(facts)))
+
+    @contextmanager
+    def beside(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A second bar, for work between two steps; gives what moves it."""
+        task = self.bar.add_task(name, total=total)
+        try:
+            yield lambda completed: self.bar.update(task, completed=completed)
+        finally:
+            self.bar.remove_task(task)
 
     def expect(self, total: int) -> None:
         """Sets what the bar counts up to, where a run learns its length on the way."""

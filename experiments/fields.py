@@ -9,14 +9,20 @@ SELECTING_ONLY = frozenset(
         *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
         *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
         *("explore_keep", "scoring", "contest", "final", "quiet", "grow", "rate_over", "restart"),
-        "lookup",
+        *("lookup", "latents"),
     }
 )
-_LEARNING_ONLY = frozenset({"plans", "scale", "per_cost", "target", "floor"})  # learned budgets
+_LEARNING_ONLY = frozenset(  # learned budgets
+    {"plans", "scale", "per_cost", "target", "floor", "latents"}
+)
+_SEARCHING_ONLY = frozenset(
+    {"affine", "search_evaluations", "search_population", "search_examples"}
+)
 _PRUNING_ONLY = frozenset(
     {
         *("prune_until", "prune_dense", "rounds", "criterion", "prune_allocation", "penalty"),
         *("watch", "distill", "fold"),
+        *_SEARCHING_ONLY,
     }
 )
 _PRUNING = _PRUNING_ONLY | {"allocation", "commit_step", "scoring", "rate_over", "restart"}
@@ -32,5 +38,7 @@ def idle_fields(method: str, allocation: str) -> frozenset[str]:
         if allocation == "global":
             ranking = frozenset({"per_cost", "target", "floor"})
         slimming = frozenset() if method == "slimming" else frozenset({"sparsity"})
-        return (SELECTING_ONLY - _PRUNING - ranking) | slimming
+        searching = frozenset({"latents"}) if method == "compensated" else frozenset()
+        idle = (SELECTING_ONLY - _PRUNING - ranking - searching) | slimming
+        return idle if searching else idle | _SEARCHING_ONLY
     return SELECTING_ONLY | _PRUNING_ONLY | {"sparsity"}

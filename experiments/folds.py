@@ -15,7 +15,8 @@ from dce_jax.types import Array
 from experiments import evaluate, pruners
 from experiments import placement as placing
 from experiments.programs import Programs, call
-from experiments.setup import Run, augmentation
+from experiments.setup import Run
+from experiments.sources import augmentation
 
 
 def fold(run: Run, programs: Programs, loop: LoopState, kept: Kept) -> LoopState:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.dataset import DataSet, Split, make_dataset, take
+from experiments.encoded import Encoded
 
 
 def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet:
@@ -43,3 +44,30 @@ def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet
         # The statistics of what is trained on.
         return make_dataset(data.name, train, test, num_classes=data.num_classes, notes=said)
     return data._replace(train=train, test=test, notes=said)
+
+
+def for_search(
+    data: DataSet, *, examples: int, batch_size: int
+) -> tuple[Split | Encoded, Split | Encoded]:
+    """Cuts the images that a search judges by off the training split; fixed, as above.
+
+    Args:
+      data: the data set; its test split is not touched.
+      examples: how many, rounded down to whole batches.
+      batch_size: B.
+
+    Returns:
+      What is trained on until the search is over, and what it judges by.
+
+    Raises:
+      ValueError: less than a batch is left for either of the two.
+    """
+    there, held = data.train.num_images, examples // batch_size * batch_size
+    if not held or there - held < batch_size:
+        raise ValueError(
+            f"search_examples={examples} of the {there} training images of {data.name} leave the "
+            f"search {held} and training {max(0, there - held)} until then, in whole batches of "
+            f"{batch_size}: each needs one batch at least"
+        )
+    order = np.random.default_rng(0).permutation(there)
+    return take(data.train, np.sort(order[held:])), take(data.train, np.sort(order[:held]))

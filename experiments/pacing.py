@@ -30,6 +30,7 @@ class Pace(NamedTuple):
       target: the budget asked for: its widths, or what it costs.
       least: group -> channels that stay at least.
       scored: MACs of a batch's scoring over those of its forward pass.
+      searches: forward passes of a batch at full width that the first round takes to find latents.
     """
 
     pruner: Pruner
@@ -38,6 +39,7 @@ class Pace(NamedTuple):
     target: Budget
     least: dict[str, int]
     scored: float
+    searches: int
 
 
 class Timetable(NamedTuple):
@@ -78,7 +80,7 @@ def build(
         floor=config.floor,
     )
     counted = macs if config.target == "macs" else parameters
-    pace = Pace(pruner, macs, counted, target, floor.compact, scored)
+    pace = Pace(pruner, macs, counted, target, floor.compact, scored, pruners.search_passes(config))
     if pruner.allocation == "global":
         aim = goal(pace, pruner.rounds)
         check_target(counted, full, target=aim, least=pace.least, multiple_of=config.multiple_of)
@@ -130,6 +132,7 @@ def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widt
         steps = max(1, round((share * budget - spent) / each))
         done += steps
         spent += steps * each + _round_macs(pace, steps, macs[number])
+        spent += 0 if number else pace.searches * macs[0]
         ends.append(done)
         points.append(spent)
     each = _step_macs(config, macs, len(ends))
@@ -138,7 +141,8 @@ def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widt
         raise ValueError(
             f"{nominal} steps' worth of training MACs are spent after {done} steps and "
             f"{len(ends)} rounds of pruning: train longer, lower prune_until (now "
-            f"{config.prune_until}), or score on fewer batches"
+            f"{config.prune_until}), score on fewer batches, or search less (search_evaluations, "
+            "search_examples, or latents of another run)"
         )
     rest = max(1, rest)
     points.append(spent + rest * each)

@@ -9,11 +9,12 @@ r"""Pruning while training: train dense, then rounds of scoring, removing and fi
       any config of the main job with a pruning method
 
 Methods: taylor (Molchanov et al. 2017), fisher (Theis et al. 2018), l1 (Li et al. 2017), slimming
-(Liu et al. 2017), mean_replacement (Evci et al. 2018). The target is what `scratch` has at the same
-keep (or macs, or widths): its MACs, or with --config.target=params its parameters. Training costs
-what `scratch` costs: the steps of the final fine-tuning are what the rounds leave. Tensors shrink
-at every round, moments and statistics stay with their channels. Killed and started again with the
-same --workdir, a run goes on.
+(Liu et al. 2017), mean_replacement (Evci et al. 2018), compensated (Chin et al. 2018;
+--config.affine=True: LeGR), whose latents.json serves other targets as --config.latents=FILE. The
+target is what `scratch` has at the same keep (or macs, or widths): its MACs, or with
+--config.target=params its parameters. Training costs what `scratch` costs: the steps of the final
+fine-tuning are what the rounds leave. Tensors shrink at every round, moments and statistics stay
+with their channels. Killed and started again with the same --workdir, a run goes on.
 """
 
 import sys

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dce_jax.pruning.evolve import Rules
+
 
 class Pruner(NamedTuple):
     """Settings of a pruning method; a config may give others.
@@ -19,6 +21,7 @@ class Pruner(NamedTuple):
         dense one's over the number of its channels.
       per_cost: whether saliencies are divided by that cost instead.
       fold: whether the means of removed channels go into their consumers' biases.
+      searches: whether layer latents are searched before the first round.
     """
 
     criterion: str
@@ -30,9 +33,10 @@ class Pruner(NamedTuple):
     unit: str = "network"
     per_cost: bool = False
     fold: bool = False
+    searches: bool = False
 
 
-FREE = ("weight_l1", "weight_l2", "norm_scale")
+FREE = ("weight_l1", "weight_l2", "weight_sqr", "norm_scale")
 """Criteria that are read off the parameters alone."""
 
 METHODS: dict[str, Pruner] = {
@@ -49,6 +53,8 @@ METHODS: dict[str, Pruner] = {
     "slimming": Pruner("norm_scale", "global", rounds=1),
     # Evci et al. 2018: what a unit gave on average stays behind when it goes.
     "mean_replacement": Pruner("evci_mean_replacement", "global", rounds=5, scoring=10, fold=True),
+    # Chin et al. 2018: squared norms plus a number per layer, found by evolution.
+    "compensated": Pruner("weight_sqr", "global", rounds=1, searches=True),
 }
 
 _FOLDING = 10
@@ -73,6 +79,7 @@ def of(config: ConfigDict) -> Pruner:
         "per_cost": config.per_cost or None,
         "fold": config.fold,
     }
+    own = own._replace(searches=own.searches and not config.latents)
     own = own._replace(**{name: value for name, value in fields.items() if value is not None})
     if own.criterion in FREE:
         return own._replace(scoring=0, watch=0)
@@ -84,3 +91,21 @@ def of(config: ConfigDict) -> Pruner:
 def fold_batches(pruner: Pruner) -> int:
     """Batches over which a round takes the means that it folds, 0 where it folds none."""
     return (pruner.scoring or _FOLDING) if pruner.fold else 0
+
+
+def rules(config: ConfigDict) -> Rules:
+    """How a config searches layer latents; the tournament keeps its published share."""
+    return Rules(
+        population=config.search_population,
+        tournament=max(1, config.search_population // 4),
+        evaluations=config.search_evaluations,
+        affine=config.affine,
+        seed=config.seed,
+    )
+
+
+def search_passes(config: ConfigDict) -> int:
+    """Forward passes of a batch that a config's search takes, 0 where it searches nothing."""
+    if not of(config).searches:
+        return 0
+    return config.search_evaluations * (config.search_examples // config.batch_size)

@@ -42,7 +42,7 @@ def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budg
                 "reward_norms(): use gate_taylor, or declare them"
             )
         return getattr(saliency, name)(declared(), norm_parts(channels, budget.compact))
-    if name in ("weight_l1", "weight_l2"):
+    if name in ("weight_l1", "weight_l2", "weight_sqr"):
         return getattr(saliency, name)(maps.producers(channels))
     return getattr(saliency, name)()
 

@@ -29,7 +29,8 @@ from experiments.placement import Placement
 from experiments.programs import Programs
 from experiments.records import read_lines
 from experiments.rounds import Pruning
-from experiments.setup import Run, augmentation
+from experiments.setup import Run
+from experiments.sources import augmentation
 
 MODEL, RESULT, LAYERS = "compact", "result.json", "layers.json"
 _STEADY = 20  # steps that a timed block must have

@@ -37,7 +37,7 @@ def records(run: Run) -> list[dict[str, Any]]:
 
 
 def extra_macs(run: Run) -> int:
-    """MACs that a pruning run takes beside its steps: scoring, watching, folding, a teacher."""
+    """MACs that a pruning run takes beside its steps: all but training the network itself."""
     if run.pace is None:
         return 0
     pace, size, total = run.pace, run.config.batch_size, 0
@@ -48,6 +48,7 @@ def extra_macs(run: Run) -> int:
         total += passes * _pass_macs(run, budget)
         folded = pruners.fold_batches(pace.pruner)
         total += folded * size * costs.total(pace.macs, budget.compact)
+    total += pace.searches * size * costs.total(pace.macs, run.budget.full)
     if run.config.distill:
         taught = run.steps - run.ends[0]
         total += taught * size * costs.total(pace.macs, run.budget.full)

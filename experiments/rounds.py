@@ -1,6 +1,6 @@
 """Rounds of a pruning run: score, choose what goes, shrink, and what changes with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from dce_jax import channels as maps
 from dce_jax import pruning, step
 from dce_jax.budget import Budget, from_widths
-from dce_jax.pruning import Names, Watched
+from dce_jax.pruning import Latents, Names, Watched
 from dce_jax.pruning.choose import Kept
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, Selection, Signal
@@ -24,9 +24,12 @@ from experiments.setup import (
     initial_variables,
     loss_of,
     model_state,
-    open_source,
     train_key,
 )
+from experiments.sources import open_source
+
+Learn = Callable[[Run, LoopState, dict[str, np.ndarray]], Latents | None]
+"""Run, network and its saliencies -> latents that compensate them, None where there are none."""
 
 
 class Pruning(NamedTuple):
@@ -119,7 +122,15 @@ def data_at(run: Run, state: Pruning, index: int) -> PyTree:
     return (own, state.teacher) if _teaching(run) else own
 
 
-def prune(run: Run, programs: Programs, state: Pruning, done: int) -> tuple[Run, Pruning]:
+def due(run: Run, done: int) -> bool:
+    """Whether channels go now, after ``done`` steps."""
+    rounds = len(run.plans) - 1
+    return rounds < len(run.ends) and run.ends[rounds] == done
+
+
+def prune(
+    run: Run, programs: Programs, state: Pruning, done: int, learn: Learn | None = None
+) -> tuple[Run, Pruning]:
     """One round: the network without its least important channels, and the run that goes on.
 
     Args:
@@ -127,9 +138,12 @@ def prune(run: Run, programs: Programs, state: Pruning, done: int) -> tuple[Run,
       programs: where the scoring program is kept.
       state: the network.
       done: steps taken.
+      learn: finds latents that compensate the saliencies, where the method has any.
     """
     found = _saliencies(run, programs, state)
-    kept = _choose(run, found)
+    if learn is not None:
+        run = run._replace(latents=learn(run, state.loop, found))
+    kept = choose(run, run.latents, found, len(run.plans))
     widths = {group: len(each) for group, each in kept.items()}
     after = at(run, [*run.plans, (done, from_widths(run.budget.full, widths))])
     names = Names(run.pieces.params_names, run.pieces.state_names, run.pieces.opt_names)
@@ -173,7 +187,12 @@ def at(run: Run, plans: Sequence[tuple[int, Budget]]) -> Run:
         ends=length.ends,
         plans=tuple(plans),
         source=open_source(
-            config, run.data, length.steps, start_step=begin, placement=run.placement
+            config,
+            run.data,
+            length.steps,
+            start_step=begin,
+            placement=run.placement,
+            searching=pace.pruner.searches and len(plans) == 1,
         ),
     )
 
@@ -198,8 +217,18 @@ def _saliencies(run: Run, programs: Programs, state: Pruning) -> dict[str, np.nd
     return {group: np.asarray(values, np.float64) for group, values in found.items()}
 
 
-def _choose(run: Run, saliencies: dict[str, np.ndarray]) -> Kept:
-    pace, done = pace_of(run), len(run.plans)
+def choose(run: Run, latents: Latents | None, saliencies: dict[str, np.ndarray], done: int) -> Kept:
+    """The channels that stay.
+
+    Args:
+      run: by now.
+      latents: that compensate a global ranking, or None.
+      saliencies: group -> float64[C] of the channels that are there.
+      done: rounds with the one that they stay after: the target is that round's.
+    """
+    pace = pace_of(run)
+    if latents is not None:
+        saliencies = pruning.compensated(saliencies, latents)
     if pace.pruner.allocation != "global":
         return pruning.best(saliencies, pacing.widths_after(pace, run.config, done))
     return pruning.greedy(

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import forward, saliency, step
+from dce_jax import forward, pruning, saliency, step
 from dce_jax.budget import Budget
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
@@ -18,7 +19,8 @@ from experiments import placement as placing
 from experiments.fields import SELECTING
 from experiments.programs import Programs, call
 from experiments.ranking import make_signal, scored_macs
-from experiments.setup import Run, augmentation
+from experiments.setup import Run
+from experiments.sources import augmentation
 
 
 def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
@@ -30,14 +32,17 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
       loop: the full-width network.
 
     Returns:
-      Group -> float32[C], on the signal's own scale; one that may be negative is moved so that the
-      smallest value of all groups is 0.
+      Group -> float32[C], on the signal's own scale, compensated where the run has latents; what
+      may be negative is moved so that the smallest value of all groups is 0.
     """
     full = budgets.full(run.budget.full)
     signal = make_signal(run.config.signal, run.module, run.channels, full)
     asked = Asked("score", signal, run.module, run.config.scoring)
     means = averaged(run, programs, loop, asked)
-    return saliency.from_zero(means) if signal.signed else means
+    if run.latents is None:
+        return saliency.from_zero(means) if signal.signed else means
+    found = pruning.compensated({g: np.asarray(v) for g, v in means.items()}, run.latents)
+    return saliency.from_zero({g: jnp.asarray(v, jnp.float32) for g, v in found.items()})
 
 
 class Asked(NamedTuple):

@@ -13,14 +13,24 @@ from dce_jax import channels as maps
 from dce_jax import forward, networks, probe, step
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
-from dce_jax.pruning import costs, distilled, folding
+from dce_jax.pruning import Latents, costs, distilled, folding
 from dce_jax.types import Array, LossFn, PyTree
-from experiments import budgeting, lengths, optimizers, pacing, pruners, ranking, slimming
+from experiments import (
+    budgeting,
+    latent_files,
+    lengths,
+    optimizers,
+    pacing,
+    pruners,
+    ranking,
+    slimming,
+)
 from experiments import placement as placing
 from experiments.dataset import DataSet
 from experiments.pacing import Pace
-from experiments.pipeline import Augment, Source, make_source
+from experiments.pipeline import Source
 from experiments.placement import Placement
+from experiments.sources import open_source
 
 
 class Run(NamedTuple):
@@ -46,6 +56,7 @@ class Run(NamedTuple):
       shapes: of the full-width collections, unboxed; a run holds no full-width arrays itself.
       placement: where its arrays lie.
       pace: of a pruning run, else None.
+      latents: that compensate a global ranking of layers; None: nothing does, or not yet.
     """
 
     config: ConfigDict
@@ -67,6 +78,7 @@ class Run(NamedTuple):
     shapes: PyTree
     placement: Placement
     pace: Pace | None
+    latents: Latents | None
 
 
 def build(config: ConfigDict, data: DataSet) -> Run:
@@ -94,7 +106,15 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         )
     else:
         length = pacing.length(pace, config, data.train.num_images, [budget.compact])
-    source = open_source(config, data, length.steps, start_step=0, placement=placement)
+    criterion = pace.pruner.criterion if pace else config.signal
+    source = open_source(
+        config,
+        data,
+        length.steps,
+        start_step=0,
+        placement=placement,
+        searching=pace is not None and pace.pruner.searches,
+    )
     shapes = jax.eval_shape(lambda: initial_variables(module, data, config))
     rate = optimizers.over(config, length)
     tx = optimizers.build(config, rate)
@@ -106,9 +126,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         model_state=model_state(shapes),
         tx=tx,
         loss=loss,
-        signal=ranking.make_signal(
-            pace.pruner.criterion if pace else config.signal, module, channels, budget
-        ),
+        signal=ranking.make_signal(criterion, module, channels, budget),
         gate_shapes=forward.gate_shapes(thin, example),
         score=ranking.make_score(config, length.commit_step),
         discount=config.discount,
@@ -137,6 +155,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         shapes=shapes,
         placement=placement,
         pace=pace,
+        latents=latent_files.given(config, criterion, channels),
     )
 
 
@@ -185,40 +204,24 @@ def loss_of(config: ConfigDict, thin: nn.Module, stage: int, pace: Pace | None) 
     return loss
 
 
-def open_source(
-    config: ConfigDict,
-    data: DataSet,
-    steps: int,
-    *,
-    start_step: int,
-    placement: Placement | None = None,
-) -> Source:
-    """The batches of a run."""
-    return make_source(
-        data.train,
-        batch_size=config.batch_size,
-        steps=steps,
-        start_step=start_step,
-        seed=config.seed,
-        mean=data.mean,
-        std=data.std,
-        augment=augmentation(config),
-        threads=config.threads,
-        placement=placement or Placement(),
-    )
-
-
-def augmentation(config: ConfigDict) -> Augment:
-    """Crop and flip of a config."""
-    return Augment(config.crop, config.flip)
-
-
 def starting_at(run: Run, done: int) -> Run:
     """The same run with its batches opened where a resumed one goes on; only streams care."""
     if run.source.resident or done in (0, run.steps):
         return run
-    source = open_source(run.config, run.data, run.steps, start_step=done, placement=run.placement)
+    source = open_source(
+        run.config,
+        run.data,
+        run.steps,
+        start_step=done,
+        placement=run.placement,
+        searching=searching(run),
+    )
     return run._replace(source=source)
+
+
+def searching(run: Run) -> bool:
+    """Whether layer latents are still to be searched, before the first channels go."""
+    return run.pace is not None and run.pace.pruner.searches and len(run.plans) == 1
 
 
 def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> PyTree:

@@ -9,7 +9,7 @@ r"""The main job: trains a compact network by dynamic channel execution, or one 
 Methods: dce (bandit, then commit), dense, scratch (the narrow widths from scratch), subset (a fixed
 random subset of the full initialisation), random (random selection until the commit); and those of
 experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming,
-mean_replacement.
+mean_replacement, compensated.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
 
   python -m experiments.train --profile=101:140
@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from experiments import (
     result,
     round_facts,
     rounds,
+    searching,
     session,
     setup,
     watch,
@@ -126,7 +128,13 @@ def train(
         profiling.check(profile, done=done, steps=run.steps)
         run, ended = setup.starting_at(run, done), None
         display.expect(run.steps)
+        learn = partial(searching.learn, programs, workdir, display, asked)
         while done < run.steps:
+            if isinstance(state, Pruning) and rounds.due(run, done):
+                with session.refusing_full_disk(workdir, writer):
+                    run, state = rounds.prune(run, programs, state, done, learn)
+                display.expect(run.steps)
+                display.say(round_facts.line(run))
             end = blocks.block_end(run, done)
             traced = look(done, end)
             state, line = watch.timed_block(
@@ -141,10 +149,6 @@ def train(
             begin, done = done, end
             if isinstance(state, Exploring) and done in plans.steps(run):
                 run, state = blocks.replan(run, programs, state, done)
-            if isinstance(state, Pruning) and done in run.ends:
-                run, state = rounds.prune(run, programs, state, done)
-                display.expect(run.steps)
-                display.say(round_facts.line(run))
             if done == run.commit_step < run.steps and isinstance(state, Exploring):
                 state = blocks.commit(run, state)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done

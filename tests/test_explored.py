@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from dce_jax import bandit, budget, forward, step
-from experiments import blocks, plans, ranking, scoring, setup, train
+from experiments import blocks, plans, ranking, scoring, setup, sources, train
 from experiments.programs import Programs
 
 WIDE = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4}
@@ -99,7 +99,7 @@ def test_saliencies_are_the_mean_signal_of_the_whole_network(lab):
         loss, total = forward.classification_loss(run.module), {}
         batches = list(
             scoring.evaluate.training_batches(
-                run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+                run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
             )
         )
         assert len(batches) == 2

@@ -23,8 +23,8 @@ from experiments import (
     pruners,
     ranking,
     rounds,
-    setup,
     slimming,
+    sources,
     train,
 )
 from experiments.programs import Programs
@@ -153,8 +153,8 @@ def test_a_run_killed_in_a_round_loses_nothing(lab, tmp_path, monkeypatch):
     _, workdir = lab.run(**FISHER)
     config, prune = runs.settings(lab.images, **FISHER), rounds.prune
 
-    def die_in_the_last_round(run, programs, state, done):
-        found = prune(run, programs, state, done)
+    def die_in_the_last_round(run, programs, state, done, learn):
+        found = prune(run, programs, state, done, learn)
         if done == run.ends[-1]:
             raise Killed
         return found
@@ -185,7 +185,7 @@ def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
     signal = ranking.make_signal("molchanov_taylor", run.module, run.channels, run.budget)
     value, total = jax.jit(signal.value), {}
     for batch in evaluate.training_batches(
-        run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+        run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
     ):
         seen = Evidence(state.loop.params, {}, {}, state.loop.model_state, batch)
         for group, values in value(seen).items():
@@ -220,7 +220,7 @@ def test_a_round_folds_what_it_removes_unless_told_otherwise(lab):
         _, after[folds] = rounds.prune(asked, Programs(), state, run.ends[0])
     kept = {group: np.asarray(chosen) for group, chosen in after[True].selection.items()}
     batches = evaluate.training_batches(
-        run.data, augment=setup.augmentation(run.config), examples=16, batch_size=8
+        run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
     )
     images, own = [b["image"] for b in batches], (state.loop.params, state.loop.model_state)
     params, stats = pruning.fold(run.module, run.channels, *own, images, kept)
@@ -375,6 +375,7 @@ def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab
 def test_every_method_is_runnable_and_has_a_config():
     from experiments import checks, prune
     from experiments.configs import (
+        prune_compensated,
         prune_fisher,
         prune_l1,
         prune_mean_replacement,
@@ -382,7 +383,8 @@ def test_every_method_is_runnable_and_has_a_config():
         prune_taylor,
     )
 
-    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming, prune_mean_replacement]
+    shipped = [prune_taylor, prune_fisher, prune_l1, prune_slimming]
+    shipped += [prune_mean_replacement, prune_compensated]
     assert [m.get_config().method for m in shipped] == list(pruners.METHODS)
     for module in shipped:
         config = module.get_config()

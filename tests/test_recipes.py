@@ -10,7 +10,7 @@ import tfds_dirs
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import checks, config, data, lengths, setup, train
+from experiments import checks, config, data, lengths, sources, train
 
 RNG = np.random.default_rng(0)
 RECIPES = ("vgg19", "resnet56", "resnet164", "densenet40")
@@ -71,7 +71,7 @@ def test_the_words_of_a_docstring_make_a_run_of_that_data_set(
     np.testing.assert_array_equal(read.train.images, pixels)
     np.testing.assert_allclose(read.mean, pixels.mean((0, 1, 2)) / 255, atol=1e-12)
     np.testing.assert_allclose(read.std, pixels.std((0, 1, 2)) / 255, atol=1e-12)
-    assert setup.augmentation(settings) == setup.Augment(crop=4, flip=flip)
+    assert sources.augmentation(settings) == sources.Augment(crop=4, flip=flip)
     assert lengths.run_length(settings, 200) == epochs * (200 // 64)
 
 
@@ -95,7 +95,7 @@ def test_the_recipe_of_imagenet_reads_a_prepared_directory(tmp_path):
     checks.check(settings)
     read = data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size)
     assert (read.num_classes, read.image_shape) == (1000, (224, 224, 3))
-    source = setup.open_source(settings, read, 1, start_step=0)
+    source = sources.open_source(settings, read, 1, start_step=0)
     batch = source.data_at(0)
     assert (batch["image"].shape, batch["image"].dtype) == ((256, 224, 224, 3), np.uint8)
     assert (batch["label"].shape, batch["label"].dtype) == ((256,), np.int32)

@@ -20,8 +20,7 @@ from steps import host, jitted, setup
 from dce_jax import allocate, budget, saliency, signals, step
 from dce_jax.signals import algebra, extra, named
 from dce_jax.types import Evidence
-from experiments import blocks, checks, config, ranking, scoring
-from experiments import setup as setups
+from experiments import blocks, checks, config, ranking, scoring, sources
 from experiments.programs import Programs
 
 
@@ -270,7 +269,7 @@ def test_a_signed_score_ranks_all_layers_together(lab):
     found = scoring.saliencies(run, Programs(), loop)
     raw = {}
     batches = scoring.evaluate.training_batches(
-        run.data, augment=setups.augmentation(run.config), examples=16, batch_size=8
+        run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
     )
     for examples in batches:
         of = signals.Scene(run.module, run.channels, loop.params, loop.model_state, examples)
