@@ -13,8 +13,8 @@ from experiments.study import ABSOLUTE, RANDOM
 
 _NAMED = (
     (ABSOLUTE, "oracle", INK),
-    ("activations.taylor.abs_sum.l2", "Taylor (Molchanov)", GREEN),
-    ("activations.taylor.sqr_sum.none", "Fisher (Theis)", PURPLE),
+    ("units.taylor.abs_sum.l2", "Taylor, behind the ReLU", GREEN),
+    ("units.taylor.sqr_sum.none", "Fisher, behind the ReLU", PURPLE),
     ("weights.x.l1.none", "L1 norm", BLUE),
     (f"{RANDOM} 0", "random", GREY),
 )
