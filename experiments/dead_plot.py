@@ -59,7 +59,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
     about = found["subject"]
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     figure.suptitle(
-        f"{about['network']} on {about['dataset']}: {found['units']} units removed, not retrained",
+        f"{about['network']} on {about['dataset']}: its {found['units']} units go, not retrained",
         fontsize=11,
     )
     left, right = figure.subplots(1, 2)
@@ -72,7 +72,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
         right.plot([], [], color=colour, label=name)
     for how, line in _HOW.items():
         right.plot([], [], line, color=GREY, label=f"{how} removal" if how == "plain" else how)
-    right.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=6)
     return figure
 
 

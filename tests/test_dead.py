@@ -111,6 +111,40 @@ def test_a_stream_is_dead_only_where_it_is_everywhere():
     assert not report["stage0"].any[1]
 
 
+def test_units_are_judged_over_all_places_and_batches():
+    # Five units at two places, in two sets of batches; the second place holds another group first.
+    there, other = ("one", "a"), ("two", "b", "a")
+    places = {there: {"a": (0, 5)}, other: {"b": (0, 1), "a": (1, 5)}}
+
+    def seen(low, high, *, second_low, second_high):
+        lows = {there: jnp.asarray(low), other: jnp.asarray([5.0, *second_low])}
+        highs = {there: jnp.asarray(high), other: jnp.asarray([5.0, *second_high])}
+        return dead.Seen(lows, highs, {"a": jnp.ones(5), "b": jnp.ones(1)})
+
+    one = seen(
+        [0.0, 2.0, -9.0, 1.0, 0.0],
+        [0.0, 2.0, -9.0, 4.0, 0.0],
+        second_low=[0.0, 3.0, 0.0, 7.0, 0.0],
+        second_high=[0.0, 3.0, 0.0, 7.0, 0.0],
+    )
+    two = seen(
+        [0.0, 2.0, -9.0, 1.0, -1.0],
+        [0.0, 2.0, -9.0, 1.0, 0.0],
+        second_low=[0.0, 3.0, 0.0, 7.0, 0.0],
+        second_high=[0.0, 3.0, 0.0, 7.0, 0.0],
+    )
+    for both in ((one, two), (two, one)):
+        found = dead.judged(dead.merged(*both), places, {"a": 5, "b": 1}, tolerance=0.09)
+        assert who({"a": found["a"], "b": found["b"]}) == {
+            "a": [[0], [1, 2], []],  # a tenth of the largest, 9, is too little to call 4 nothing
+            "b": [[], [0], []],
+        }
+        # With more tolerance the last unit, never beyond 1 of 9, is zero.
+        assert who(dead.judged(dead.merged(*both), places, {"a": 5, "b": 1}, tolerance=0.12))[
+            "a"
+        ] == [[0, 4], [1, 2], []]
+
+
 def test_the_table_counts_every_group_and_all_of_them():
     params = changed("conv0", 1, bias=-1e3)
     lines = dead.table(found(changed("conv1", 2, kernel=0.0, bias=0.7, params=params))).splitlines()

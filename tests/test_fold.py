@@ -61,6 +61,19 @@ class TwiceNet(nn.Module):
         return head(nn.relu(a)) + head(nn.tanh(a))
 
 
+class SharedNormNet(nn.Module):
+    """One norm behind two convolutions."""
+
+    widths: FrozenDict = FrozenDict({"a": 4, "b": 3})
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(conv(self.widths["a"], (None, "a"), "conv")(x))
+        norm = batch_norm("b", "norm", train)
+        x = sum(nn.relu(norm(conv(self.widths["b"], ("a", "b"), n)(x))) for n in ("one", "two"))
+        return dense(CLASSES, ("b", None), "head")(x.mean(axis=(1, 2)))
+
+
 def shape_of(module):
     return {LENET: PICTURES, ConcatNet(): VECTORS, TwiceNet(): VECTORS}.get(module) or example("")
 
@@ -199,6 +212,7 @@ def test_examples_weigh_alike_and_channels_that_stay_change_nothing():
             r"layer stage0_block0/conv2 .* no bias.*recal",
         ),
         (TINY["padding"], {"stage0": [0, 1]}, r"links leaf .*shortcut.* no kernel.*recalibrate"),
+        (SharedNormNet(), {"a": [0]}, r"layer one reads .* straight into no batch norm.*recal"),
         (TwiceNet(), {"a": [0]}, r"params leaf head/kernel .* runs once.*recalibrate"),
     ],
 )

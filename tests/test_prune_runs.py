@@ -358,7 +358,7 @@ def test_a_network_that_cannot_fold_is_refused_before_training(lab, monkeypatch)
     joined = networks.ResNet((1, 1), group_widths((1, 1), (2, 4)), 3, shortcut="padding")
     monkeypatch.setitem(networks.NETWORKS, "tiny", lambda **_: joined)
     with pytest.raises(ValueError, match=r"shortcut.*cannot be folded there; .*recalibrate"):
-        lab.run(**MEAN | {"keep": 0.6})
+        runs.built(lab, **MEAN | {"keep": 0.6})
 
 
 def test_a_criterion_whose_base_the_network_lacks_is_refused_before_training(lab, monkeypatch):

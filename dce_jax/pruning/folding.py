@@ -185,18 +185,15 @@ def folded(
       ways: of `routes`.
     """
     flat = flatten_dict({"params": params, **model_state})
-    shifts: dict[Path, Array] = {}
     for layer, groups, (collection, path), sign in ways:
         gone = 1.0 - jnp.concatenate([jnp.asarray(seen[group]) for group in groups])
         kernel = flat["params", *layer, "kernel"]
         taps = jnp.sum(kernel, axis=tuple(range(kernel.ndim - 2)))
-        shift = sign * jnp.einsum(
+        shift = jnp.einsum(
             "d,df->f", (means[layer] * gone).astype(taps.dtype), taps, precision="highest"
         )
-        place = (collection, *path)
-        shifts[place] = shifts[place] + shift if place in shifts else shift
-    for place, shift in shifts.items():
-        flat[place] = flat[place] + shift.astype(flat[place].dtype)
+        vector = flat[collection, *path]
+        flat[collection, *path] = vector + sign * shift.astype(vector.dtype)
     tree = unflatten_dict(flat)
     return tree.pop("params"), {name: tree.get(name, {}) for name in model_state}
 
