@@ -492,3 +492,12 @@ def test_only_what_a_method_reads_sets_its_runs_apart():
         assert search | {"latents"} <= fields.idle_fields(method, "uniform"), method
     assert search <= fields.idle_fields("dce", "global")
     assert "latents" not in fields.idle_fields("dce", "global")
+
+
+def test_a_round_is_due_until_its_channels_are_gone(lab):
+    run = runs.built(lab, **COMPENSATED | {"rounds": 2})
+    first, second = run.ends
+    assert rounds.due(run, first) and not rounds.due(run, first - 1)
+    assert not rounds.due(run, second)
+    after = rounds.at(run, [*run.plans, (first, run.budget)])
+    assert not rounds.due(after, first) and rounds.due(after, after.ends[1])
