@@ -1,7 +1,8 @@
 """Types of command-line arguments."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -19,3 +20,27 @@ def list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1,10") from error
 
     return parse
+
+
+_PLACES = {
+    "--workdir": lambda path: f"runs/{path.name}",
+    "--study": lambda path: f"runs/{path.name}",
+    "--data_dir": lambda path: "DIR",
+    "--json": lambda path: path.name,
+    "--plot": lambda path: path.name,
+}
+
+
+def portable(words: Sequence[str]) -> list[str]:
+    """A command line as results store it: without the directories of this machine.
+
+    Args:
+      words: options and their values, apart or joined by ``=``.
+    """
+    apart = [
+        part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
+    ]
+    return [
+        _PLACES[before](Path(word).absolute()) if before in _PLACES else word
+        for before, word in zip(["", *apart], apart, strict=False)
+    ]

@@ -29,6 +29,7 @@ from rich.table import Table
 from dce_jax import channels as maps
 from dce_jax import pruning
 from experiments import dead_plot, machine, output, replacing, subject
+from experiments.arguments import portable
 from experiments.display import Display, progress
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -127,7 +128,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     found = {
         "device": machine.device(),
         "versions": machine.versions(),
-        "command": shlex.join(["python", "-m", "experiments.dead", *words]),
+        "command": shlex.join(["python", "-m", "experiments.dead", *portable(words)]),
         "settings": {name: getattr(arguments, name) for name in _SIZES},
         **_measure(arguments),
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dce_jax import signals
 from experiments import display, journal, machine, output, study, study_plots, study_tables, subject
+from experiments.arguments import portable
 from experiments.checks import SIGNALS
 from experiments.study import Sizes
 
@@ -74,7 +75,7 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             shown.tell(done, what)
 
         found = study.study(asked, sizes, report)
-    command = shlex.join(["python", "-m", "experiments.signals", *_portable(words)])
+    command = shlex.join(["python", "-m", "experiments.signals", *portable(words)])
     facts = {"command": command, "device": machine.device(), "versions": machine.versions()}
     found = {**facts, **found}
     journal.write(arguments.json, found)
@@ -83,17 +84,6 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     journal.write_text(every, study_tables.table(found, everything=True) + "\n")
     print(study_tables.table(found, everything=False))
     print(f"\nresult: {arguments.json}\nall signals: {every}\npicture: {picture}")
-
-
-def _portable(words: Sequence[str]) -> list[str]:
-    """A command line without the directories of this machine."""
-    parsed = _parser().parse_args(words)
-    found = ["--study", f"runs/{parsed.study.resolve().name}", "--json", parsed.json.name]
-    found += ["--data_dir", "DIR"] if parsed.data_dir else []
-    names = ("examples", "test_examples", "batch", "best")
-    plain = Sizes()
-    changed = {n: getattr(parsed, n) for n in names if getattr(parsed, n) != getattr(plain, n)}
-    return [*found, *(f"--{name}={value}" for name, value in changed.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dce_jax import pruning, signals
 from dce_jax import signals as algebra
 from dce_jax.pruning.oracle import Judged
-from experiments import correlation, removal, study, study_tables, subject
+from experiments import arguments, correlation, removal, study, study_tables, subject
 from experiments import signals as command
 
 SIZES = study.Sizes(examples=16, test_examples=20, batch=8, chunk=4, best=3, draws=2, look=0.1)
@@ -131,7 +131,7 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     assert row["published"] == "Taylor (Molchanov)"
     assert found["command"] == (
         f"python -m experiments.signals --study runs/{dense.name} --json study.json "
-        "--examples=16 --test_examples=20 --batch=8 --best=3"
+        "--examples 16 --test_examples 20 --batch 8 --best 3"
     )
     assert found["subject"]["command"] == asked.result["command"] and found["versions"]["jax"]
 
@@ -185,3 +185,18 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"other.json is no study of signals, it has no \['comm"):
         study_tables.tables([path])
+
+
+def test_stored_commands_name_no_directories_of_this_machine():
+    words = [
+        "--workdir=/a/b/dense",
+        "--data_dir",
+        "/c",
+        "--json",
+        "d/e.json",
+        "--batch=8",
+        "--plot=f",
+    ]
+    found = ["--workdir", "runs/dense", "--data_dir", "DIR", "--json", "e.json", "--batch", "8"]
+    assert arguments.portable(words) == [*found, "--plot", "f"]
+    assert arguments.portable(["--study", "."])[1].startswith("runs/")
