@@ -23,11 +23,11 @@ def list_of(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 _PLACES = {
-    "--workdir": lambda path: f"runs/{path.name}",
-    "--study": lambda path: f"runs/{path.name}",
-    "--data_dir": lambda path: "DIR",
-    "--json": lambda path: path.name,
-    "--plot": lambda path: path.name,
+    "--workdir": "runs/{}",
+    "--study": "runs/{}",
+    "--data_dir": "DIR",
+    "--json": "{}",
+    "--plot": "{}",
 }
 
 
@@ -41,6 +41,6 @@ def portable(words: Sequence[str]) -> list[str]:
         part for word in words for part in (word.split("=", 1) if word[:2] == "--" else [word])
     ]
     return [
-        _PLACES[before](Path(word).absolute()) if before in _PLACES else word
+        _PLACES[before].format(Path(word).absolute().name) if before in _PLACES else word
         for before, word in zip(["", *apart], apart, strict=False)
     ]
