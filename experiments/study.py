@@ -32,6 +32,9 @@ PUBLISHED = {
     "activations.taylor.abs_sum.l2": "Taylor (Molchanov)",
     "activations.taylor.sqr_sum.none": "Fisher (Theis)",
     "centred_units.taylor.abs_sum.l2": "mean replacement (Evci)",
+    "units.taylor.abs_sum.l2": "removal (Evci); Taylor behind the ReLU",
+    "units.taylor.abs_sum.none": "the same, not normalised",
+    "units.taylor.sqr_sum.none": "Fisher behind the ReLU",
     "activations.apoz": "APoZ",
     "activations.mean": "mean activation",
     "activations.std": "deviation of activation",
@@ -82,7 +85,7 @@ def oracle(asked: Subject, sizes: Sizes, report: Report) -> dict[str, np.ndarray
 
 def algebra(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Values]:
     """All 396 formulas and the published ones on other bases: name -> group -> float[C]."""
-    formulas = [*signals.formulas(), signals.parse("centred_units.taylor.abs_sum.l2")]
+    formulas = [*signals.formulas(), *map(signals.parse, filter(_on_other_base, PUBLISHED))]
     batches = list(subject.batches(asked, "train", sizes.examples, sizes.batch))
 
     def shown() -> Iterable[Mapping[str, Any]]:
@@ -205,8 +208,8 @@ def study(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Any]:
     }
 
 
-def _is_other(name: str) -> bool:
-    """Whether a name is a formula on a base that the 396 do not have."""
+def _on_other_base(name: str) -> bool:
+    """Whether a name is a formula, but on a base that the 396 do not have."""
     return name.count(".") == 3 and name.split(".")[0] in OTHER_BASES
 
 

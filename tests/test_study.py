@@ -110,6 +110,7 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     assert {"random 0", "norm_scale", "activations.apoz", "centred_units.taylor.abs_sum.l2"} <= set(
         names
     )
+    assert {"units.taylor.abs_sum.none", "units.taylor.sqr_sum.none"} <= set(names)
     across = [row["across"] for row in found["signals"]]
     known = [value for value in across if value is not None]
     assert known == sorted(known, reverse=True) and known == across[: len(known)]
