@@ -350,7 +350,7 @@ def test_picture_draws_the_limit_up_to_dense():
         (["--select_every", "10,0"], "--select_every 0: it must be at least 1"),
         (["--steps_per_dispatch", "0"], "--steps_per_dispatch 0"),
         (["--learning_rate", "-1"], "--learning_rate -1.0"),
-        (["--image_size", "4"], "pooled to nothing"),
+        (["--image_size", "4"], "nothing would be left"),
         (["--json", "costs.png"], "end the file in .json"),
         (["--json", "."], "is a directory"),
         (["--json", "file/costs.json"], "file"),
