@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from dce_jax.types import Array
+
 Values = Mapping[str, npt.NDArray[np.float64]]
 """Channel group -> one number per channel."""
 
@@ -57,6 +59,11 @@ def spearman(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> fl
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
     return float(stats.spearmanr(one, other).statistic)
+
+
+def host(values: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float64]]:
+    """What a signal says, on the host."""
+    return {group: np.asarray(each, np.float64) for group, each in values.items()}
 
 
 def flat(values: Values) -> npt.NDArray[np.float64]:

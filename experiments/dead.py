@@ -38,7 +38,6 @@ _SIZES = {
     "test_examples": (10_000, "test images for loss and accuracy"),
     "batch": (500, "images at a time"),
 }
-_KEPT = ("network", "dataset", "method", "seed", "test_accuracy", "widths")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,11 +73,11 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         split: list(subject.batches(asked, split, count, arguments.batch))
         for split, count in (("train", arguments.examples), ("test", arguments.test_examples))
     }
-    found = replacing.units(asked, batches["train"])
+    found = pruning.dead.report(asked.scene, batches["train"])
     print(pruning.dead.table(found), end="\n\n")
     taken = replacing.means(asked, batches["train"])
     wanted = replacing.orders(asked, batches["train"])
-    total = sum(maps.module_widths(asked.module).values())
+    total = sum(maps.module_widths(asked.scene.module).values())
     removed = [0, *(round(share * total) for share in _SHARES)]
     removed = [n for n in dict.fromkeys(removed) if n <= len(next(iter(wanted.values())))]
     with progress("removing", len(wanted) * len(removed), facts="compiling") as display:
@@ -90,7 +89,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, order in wanted.items()
         }
     return {
-        "subject": {key: asked.result[key] for key in _KEPT},
+        "subject": subject.facts(asked),
         "units": total,
         "dead": {
             group: {kind: mask.nonzero()[0].tolist() for kind, mask in each._asdict().items()}

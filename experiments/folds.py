@@ -10,6 +10,7 @@ from dce_jax import masks
 from dce_jax.pruning import folding
 from dce_jax.pruning.choose import Kept
 from dce_jax.pruning.folding import InputMeans
+from dce_jax.signals import Scene
 from dce_jax.step import LoopState
 from dce_jax.types import Array
 from experiments import evaluate, pruners
@@ -54,9 +55,8 @@ def _means(run: Run, programs: Programs, loop: LoopState, count: int) -> InputMe
     )
 
     def of(loop: LoopState, batch: dict[str, Array]) -> InputMeans:
-        return folding.input_means(
-            run.thin, run.channels, loop.params, loop.model_state, batch["image"]
-        )
+        scene = Scene(run.thin, run.channels, loop.params, loop.model_state)
+        return folding.input_means(scene, batch["image"])
 
     cut, name = partial(placing.cut, run.placement), f"fold, budget {len(run.plans)}"
     found = [call(programs, name, of, loop, cut(batch)) for batch in batches]

@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dce_jax import channels as maps
-from dce_jax import masks, pruning, signals
+from dce_jax import masks, signals
 from dce_jax.pruning import folding, oracle
 from dce_jax.pruning.folding import InputMeans, Route
 from dce_jax.signals import named
 from dce_jax.types import Array, PyTree
 from experiments import removal
+from experiments.correlation import host
 from experiments.subject import Subject
 
 Batches = Sequence[Mapping[str, Array]]
-Values = dict[str, npt.NDArray[np.float64]]
 
 SCORES: dict[str, str] = {
     "removal score": "evci_removal",
@@ -40,7 +40,7 @@ class Means(NamedTuple):
     """What folding needs, once for all removals.
 
     Attributes:
-      inputs: of `folding.input_means`.
+      inputs: of `folding.averages`.
       ways: of `folding.routes`.
     """
 
@@ -59,10 +59,9 @@ def orders(asked: Subject, batches: Batches) -> dict[str, removal.Order]:
         name: named.BY_NAME[signal].formula if signal in named.BY_NAME else signals.parse(signal)
         for name, signal in SCORES.items()
     }
-    scene = signals.Scene(asked.module, asked.channels, asked.params, asked.model_state, batches[0])
-    values = signals.averages(list(points.values()), scene, batches)
-    found = {name: removal.order(_host(values[point])) for name, point in points.items()}
-    widths = maps.module_widths(asked.module)
+    values = signals.averages(list(points.values()), asked.scene, batches)
+    found = {name: removal.order(host(values[point])) for name, point in points.items()}
+    widths = maps.module_widths(asked.scene.module)
     for draw in range(DRAWS):
         random = np.random.default_rng(draw)
         found[f"random {draw}"] = removal.order({g: random.random(c) for g, c in widths.items()})
@@ -75,15 +74,9 @@ def means(asked: Subject, batches: Batches) -> Means:
     Raises:
       ValueError: a network that cannot fold, named by layer.
     """
-    of = jax.jit(partial(folding.input_means, asked.module, asked.channels))
-    sizes = [len(batch["label"]) for batch in batches]
-    each = [of(asked.params, asked.model_state, batch["image"]) for batch in batches]
-    total = jax.tree.map(
-        lambda *parts: sum(m * n for m, n in zip(parts, sizes, strict=True)) / sum(sizes), *each
-    )
-    widths = maps.module_widths(asked.module)
-    ways = folding.routes(asked.module, asked.channels, batches[0]["image"], widths)
-    return Means(total, ways)
+    scene, images = asked.scene, [batch["image"] for batch in batches]
+    ways = folding.routes(scene.module, scene.channels, images[0], maps.module_widths(scene.module))
+    return Means(folding.averages(scene, images), ways)
 
 
 def curve(
@@ -107,12 +100,12 @@ def curve(
     Returns:
       Per point ``removed``, and ``loss`` and ``accuracy`` of ``plain`` and ``folded``.
     """
-    widths = maps.module_widths(asked.module)
+    widths = maps.module_widths(asked.scene.module)
     fold = jax.jit(partial(folding.folded, ways=taken.ways))
     found = []
     for count in removed:
         seen = masks.of(_kept(order[:count], widths), widths)
-        own = (asked.params, asked.model_state)
+        own = (asked.scene.params, asked.scene.model_state)
         row: dict[str, Any] = {"removed": count}
         for how, trees in (("plain", own), ("folded", fold(*own, taken.inputs, seen))):
             row[how] = _judged(asked, trees, seen, batches)
@@ -121,16 +114,12 @@ def curve(
     return found
 
 
-def units(asked: Subject, batches: Batches) -> dict[str, pruning.dead.Dead]:
-    """The network's dead units on some images."""
-    own = (asked.module, asked.channels, asked.params, asked.model_state)
-    return pruning.dead.report(*own, batches)
-
-
 def _judged(
     asked: Subject, trees: tuple[PyTree, PyTree], seen: masks.Masks, batches: Batches
 ) -> dict[str, float]:
-    judged = oracle.judge(asked.module, asked.channels, *trees, batches)(seen)
+    params, state = trees
+    scene = asked.scene._replace(params=params, model_state=state)
+    judged = oracle.judge(scene, batches)(seen)
     return {"loss": float(judged.loss_N.mean()), "accuracy": float(judged.right_N.mean())}
 
 
@@ -139,7 +128,3 @@ def _kept(gone: removal.Order, widths: Mapping[str, int]) -> dict[str, npt.NDArr
         group: np.setdiff1d(np.arange(width), [c for g, c in gone if g == group])
         for group, width in widths.items()
     }
-
-
-def _host(values: Mapping[str, Array]) -> Values:
-    return {group: np.asarray(each, np.float64) for group, each in values.items()}

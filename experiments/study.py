@@ -6,6 +6,7 @@ agrees with the oracle (Spearman), and what it lets go before test accuracy fall
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from dce_jax.pruning import oracle as oracles
 from dce_jax.signals.algebra import OTHER_BASES
 from dce_jax.types import Evidence, Rewards
 from experiments import removal, subject
-from experiments.correlation import Agreement, Values, agreement
+from experiments.correlation import Agreement, Values, agreement, host
 from experiments.subject import Subject
 
 RANDOM = "random"
@@ -74,28 +75,23 @@ Report = Callable[[str, int, int], None]
 def oracle(asked: Subject, sizes: Sizes, report: Report) -> dict[str, np.ndarray]:
     """Loss change when each channel alone is cut out: group -> float64[C]."""
     return oracles.penalties(
-        asked.module,
-        asked.channels,
-        asked.params,
-        asked.model_state,
+        asked.scene,
         list(subject.batches(asked, "train", sizes.examples, sizes.batch)),
-        report=lambda done, total: report("oracle, channels", done, total),
+        report=partial(report, "oracle, channels"),
     )
 
 
 def algebra(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Values]:
     """All 396 formulas and the published ones on other bases: name -> group -> float[C]."""
     formulas = [*signals.formulas(), *map(signals.parse, filter(_on_other_base, PUBLISHED))]
-    batches = list(subject.batches(asked, "train", sizes.examples, sizes.batch))
-
-    def shown() -> Iterable[Mapping[str, Any]]:
-        for done, batch in enumerate(batches):
-            yield batch
-            report("signals, batches", done + 1, len(batches))
-
-    scene = signals.Scene(asked.module, asked.channels, asked.params, asked.model_state, batches[0])
-    found = signals.averages(formulas, scene, shown(), chunk=sizes.chunk)
-    return {str(formula): _host(values) for formula, values in found.items()}
+    found = signals.averages(
+        formulas,
+        asked.scene,
+        list(subject.batches(asked, "train", sizes.examples, sizes.batch)),
+        chunk=sizes.chunk,
+        report=partial(report, "signals, batches"),
+    )
+    return {str(formula): host(values) for formula, values in found.items()}
 
 
 def others(asked: Subject, sizes: Sizes) -> dict[str, Values]:
@@ -103,11 +99,11 @@ def others(asked: Subject, sizes: Sizes) -> dict[str, Values]:
     (batch,) = subject.batches(asked, "train", sizes.examples, sizes.examples)
     wanted = [name for name in PUBLISHED if name.count(".") == 1]
     found = {name: _alone(asked, name, batch) for name in wanted}
-    widths = maps.module_widths(asked.module)
-    declared = getattr(asked.module, "reward_norms", None)
+    widths = maps.module_widths(asked.scene.module)
+    declared = getattr(asked.scene.module, "reward_norms", None)
     if declared is not None:
-        signal = saliency.norm_scale(declared(), norm_parts(asked.channels, widths))
-        found["norm_scale"] = _host(signal.value(Evidence(asked.params, {}, {})))
+        signal = saliency.norm_scale(declared(), norm_parts(asked.scene.channels, widths))
+        found["norm_scale"] = host(signal.value(Evidence(asked.scene.params, {}, {})))
     for draw in range(sizes.draws):
         random = np.random.default_rng(draw)
         found[f"{RANDOM} {draw}"] = {g: random.random(width) for g, width in widths.items()}
@@ -149,14 +145,9 @@ def curves(
     Returns:
       Name -> ``removed``, ``accuracy``, and ``at_1_percent``: channels that can go at 1 % loss.
     """
-    judge = oracles.judge(
-        asked.module,
-        asked.channels,
-        asked.params,
-        asked.model_state,
-        list(subject.batches(asked, "test", sizes.test_examples, sizes.batch)),
-    )
-    widths = maps.module_widths(asked.module)
+    images = list(subject.batches(asked, "test", sizes.test_examples, sizes.batch))
+    judge = oracles.judge(asked.scene, images)
+    widths = maps.module_widths(asked.scene.module)
     stride = max(1, round(sizes.look * sum(widths.values())))
     known: dict[removal.Order, removal.Curve] = {}
     made, names = {}, list(names)
@@ -197,10 +188,9 @@ def study(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Any]:
     orders = {SIGNED: measured, ABSOLUTE: {g: np.abs(each) for g, each in measured.items()}}
     names = [*orders, *chosen(ranked, sizes.best)]
     walks = curves(asked, found | orders, names, sizes, report)
-    kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths", "command")
     return {
-        "subject": {key: asked.result[key] for key in kept},
-        "channels": sum(maps.module_widths(asked.module).values()),
+        "subject": subject.facts(asked),
+        "channels": sum(maps.module_widths(asked.scene.module).values()),
         "sizes": sizes._asdict(),
         "oracle": {group: each.tolist() for group, each in measured.items()},
         "signals": ranked,
@@ -229,14 +219,10 @@ def _known(value: float | None) -> float:
 
 
 def _alone(asked: Subject, name: str, batch: Mapping[str, Any]) -> Values:
-    signal = signals.signal(name, asked.module, asked.channels)
+    signal = signals.signal(name, asked.scene.module, asked.scene.channels)
 
     @jax.jit
     def value(params: Any, state: Any, batch: Any) -> Rewards:
         return signal.value(Evidence(params, {}, {}, state, batch))
 
-    return _host(value(asked.params, asked.model_state, batch))
-
-
-def _host(values: Rewards) -> Values:
-    return {group: np.asarray(each, np.float64) for group, each in values.items()}
+    return host(value(asked.scene.params, asked.scene.model_state, batch))

@@ -5,13 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dce_jax import channel_map, compact, networks
-from dce_jax.channels import ChannelMap
-from dce_jax.types import Array, PyTree
+from dce_jax.signals import Scene
+from dce_jax.types import Array
 from experiments import data, records
 from experiments.dataset import DataSet, take
 from experiments.pipeline import eval_batches, normalise
@@ -24,18 +23,12 @@ class Subject(NamedTuple):
 
     Attributes:
       result: the run's ``result.json``.
-      module: the network, at the widths that it ended with.
-      channels: its channel map.
-      params: parameters.
-      model_state: collection -> tree.
+      scene: the network, at the widths that it ended with; without a batch.
       data: the run's data set.
     """
 
     result: dict[str, Any]
-    module: nn.Module
-    channels: ChannelMap
-    params: PyTree
-    model_state: PyTree
+    scene: Scene
     data: DataSet
 
 
@@ -57,8 +50,14 @@ def read(workdir: Path, data_dir: str | None) -> Subject:
     module, model = compact.load(workdir / COMPACT, type(built))
     state = {name: tree for name, tree in model.variables.items() if name != "params"}
     example = jax.ShapeDtypeStruct((2, *images.image_shape), jnp.float32)
-    mapped = channel_map(module, example)
-    return Subject(result, module, mapped, model.variables["params"], state, images)
+    scene = Scene(module, channel_map(module, example), model.variables["params"], state)
+    return Subject(result, scene, images)
+
+
+def facts(subject: Subject) -> dict[str, Any]:
+    """What results say of the network that was asked."""
+    kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths", "command")
+    return {key: subject.result[key] for key in kept}
 
 
 def batches(subject: Subject, split: str, examples: int, size: int) -> Iterator[dict[str, Array]]:

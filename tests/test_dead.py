@@ -12,6 +12,7 @@ from nets import CLASSES, FlattenNet, batch, split, variables
 
 from dce_jax import channels, forward, networks
 from dce_jax.pruning import dead
+from dce_jax.signals import Scene
 
 LENET = networks.LeNet(2, FrozenDict({"conv0": 4, "conv1": 5, "dense0": 6}), CLASSES)
 PICTURES = jax.ShapeDtypeStruct((2, 16, 16, 2), jnp.float32)
@@ -43,7 +44,7 @@ def changed(layer, channel, *, kernel=1.0, bias=None, params=None):
 
 
 def found(params, given=None, **options):
-    return dead.report(LENET, mapped(LENET), params, {}, given or batches(), **options)
+    return dead.report(Scene(LENET, mapped(LENET), params, {}), given or batches(), **options)
 
 
 def who(report):
@@ -106,7 +107,7 @@ def test_a_stream_is_dead_only_where_it_is_everywhere():
     }
     stem = {"scale": params["norm"]["scale"].at[1].set(0.0), "bias": params["norm"]["bias"]}
     params["norm"] = {**stem, "bias": stem["bias"].at[1].set(0.4)}  # constant at the first block
-    report = dead.report(module, own, params, state, [data("projection")])
+    report = dead.report(Scene(module, own, params, state), [data("projection")])
     assert np.flatnonzero(report["stage0_block0_conv0"].zero).tolist() == [2]
     assert not report["stage0"].any[1]
 
@@ -161,10 +162,10 @@ def test_the_table_counts_every_group_and_all_of_them():
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="at least one batch"):
-        dead.report(LENET, mapped(LENET), healthy(), {}, [])
+        dead.report(Scene(LENET, mapped(LENET), healthy(), {}), [])
     with pytest.raises(ValueError, match="tolerance is -1"):
         found(healthy(), tolerance=-1)
     bare = FlattenNet()
     shape = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     with pytest.raises(ValueError, match=r"no units of group 'a'.*networks.gate"):
-        dead.report(bare, mapped(bare, shape), variables(bare)["params"], {}, [batch()])
+        dead.report(Scene(bare, mapped(bare, shape), variables(bare)["params"], {}), [batch()])

@@ -9,7 +9,7 @@ import runs
 
 from dce_jax import channels, compact, forward, pruning
 from dce_jax.budget import from_widths
-from dce_jax.signals import Scene, parse, value
+from dce_jax.signals import parse, value
 from experiments import dead, dead_plot, removal, replacing, subject
 
 SIZES = ("--examples", "32", "--test_examples", "20", "--batch", "10")
@@ -33,8 +33,7 @@ def test_the_file_says_what_it_was_made_with_and_of(measured):
     assert "jax" in found["versions"] and found["device"].startswith("cpu")
     assert (found["units"], found["subject"]["widths"]) == (10, runs.FULL)
     batches = list(subject.batches(asked, "train", 32, 10))
-    own = (asked.module, asked.channels, asked.params, asked.model_state)
-    for group, each in pruning.dead.report(*own, batches).items():
+    for group, each in pruning.dead.report(asked.scene, batches).items():
         assert found["dead"][group]["zero"] == np.flatnonzero(each.zero).tolist()
 
 
@@ -46,19 +45,21 @@ def test_points_are_the_losses_of_networks_that_are_really_cut(measured):
     rows = {row["removed"]: row for row in found["curves"]["removal score"]}
     assert list(rows) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert rows[0]["plain"] == rows[0]["folded"]
-    gone, widths = order[:4], asked.channels.full
+    gone, widths = order[:4], asked.scene.channels.full
     kept = {
         group: np.asarray([c for c in range(width) if (group, c) not in gone], np.int32)
         for group, width in widths.items()
     }
-    own = (asked.params, asked.model_state)
+    own = (asked.scene.params, asked.scene.model_state)
     images = [batch["image"] for batch in train]
-    folded = pruning.fold(asked.module, asked.channels, *own, images, kept)
+    folded = pruning.fold(asked.scene, images, kept)
     for how, (params, state) in (("plain", own), ("folded", folded)):
         narrow = {group: len(each) for group, each in kept.items()}
         trees = {"params": params, **state}
-        cut = compact.extract(asked.channels, from_widths(widths, narrow), trees, kept).variables
-        thin, params = channels.with_widths(asked.module, narrow), cut.pop("params")
+        cut = compact.extract(
+            asked.scene.channels, from_widths(widths, narrow), trees, kept
+        ).variables
+        thin, params = channels.with_widths(asked.scene.module, narrow), cut.pop("params")
         losses = []
         for batch in test:
             logits = forward.apply(thin, params, cut, batch["image"], train=False)[0]
@@ -73,7 +74,7 @@ def test_orders_are_those_of_the_scores(measured):
     (batch,) = subject.batches(asked, "train", 10, 10)
     orders = replacing.orders(asked, [batch])
     assert [len(order) for order in orders.values()] == [8] * 6  # one of each group stays
-    scene = Scene(asked.module, asked.channels, asked.params, asked.model_state, batch)
+    scene = asked.scene._replace(batch=batch)
     for name, formula in (
         ("removal score", "units.taylor.abs_sum.l2"),
         ("mean replacement score", "centred_units.taylor.abs_sum.l2"),

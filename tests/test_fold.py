@@ -29,6 +29,7 @@ from dce_jax import compact, forward, networks, pruning
 from dce_jax.budget import from_widths
 from dce_jax.networks import gate
 from dce_jax.pruning import folding
+from dce_jax.signals import Scene
 
 LENET = networks.LeNet(2, FrozenDict({"conv0": 3, "conv1": 4, "dense0": 5}), CLASSES)
 PICTURES = jax.ShapeDtypeStruct((2, 20, 20, 2), jnp.float32)
@@ -106,7 +107,7 @@ def logits(module, params, state, images):
 def folded(module, params, state, images, kept):
     found = mapped(module)
     kept = {group: np.asarray(each, np.int32) for group, each in kept.items()}
-    return pruning.fold(module, found, params, state, images, kept)
+    return pruning.fold(Scene(module, found, params, state), images, kept)
 
 
 @functools.cache
@@ -224,7 +225,9 @@ def test_a_mean_that_can_go_nowhere_is_refused(module, kept, message):
 
 def test_folding_without_inputs_is_refused():
     params, state, _ = given(LENET)
-    with pytest.raises(ValueError, match="at least one batch of inputs"):
+    with pytest.raises(
+        ValueError, match="what layers read are means over batches, but there was none"
+    ):
         folded(LENET, params, state, [], {"conv1": [0]})
 
 

@@ -14,6 +14,7 @@ from dce_jax import channels, compact, forward, networks
 from dce_jax.budget import from_widths
 from dce_jax.networks import gates
 from dce_jax.pruning import oracle
+from dce_jax.signals import Scene
 
 SMALL = ConvNet(FrozenDict({"a": 3, "b": 4}))
 LENET = networks.LeNet(2, FrozenDict({"conv0": 2, "conv1": 3, "dense0": 4}), 3)
@@ -28,7 +29,7 @@ def given(name):
     shape = SHAPES.get(name) or example(name)
     params, state = split(variables(module, shape))
     batches = [batch(seed, size=5, shape=shape.shape[1:]) for seed in (0, 1)]
-    return module, channel_map(module, shape), params, state, batches
+    return Scene(module, channel_map(module, shape), params, state), batches
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def loss(module, params, state, batches):
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_removal_penalty_is_the_loss_of_the_network_that_is_really_cut(name):
-    module, found, params, state, batches = given(name)
+    (module, found, params, state, _), batches = given(name)
     before, widths = loss(module, params, state, batches), found.full
     values = penalties(name, "zero")
     assert {group: len(each) for group, each in values.items()} == widths
@@ -63,7 +64,7 @@ def test_a_removal_penalty_is_the_loss_of_the_network_that_is_really_cut(name):
 
 @pytest.mark.parametrize("name", ["conv", "lenet"])
 def test_a_mean_replacement_penalty_is_the_loss_with_the_units_mean_in_its_place(name):
-    module, _, params, state, batches = given(name)
+    (module, _, params, state, _), batches = given(name)
     values = penalties(name, "mean")
     group, width = ("b", 4) if name == "conv" else ("conv1", 3)
 
@@ -93,27 +94,28 @@ def test_a_mean_replacement_penalty_is_the_loss_with_the_units_mean_in_its_place
 
 
 def test_replacing_a_constant_unit_by_its_mean_costs_nothing_removing_it_does():
-    module, found, params, state, batches = given("conv")
-    params = jax.tree.map(lambda leaf: leaf, params)
+    scene, batches = given("conv")
+    params = jax.tree.map(lambda leaf: leaf, scene.params)
     scale = params["norm_b"]["scale"].at[1].set(0.0)
     params["norm_b"] = {"scale": scale, "bias": params["norm_b"]["bias"].at[1].set(2.0)}
-    mean = oracle.penalties(module, found, params, state, batches, replacement="mean")
-    zero = oracle.penalties(module, found, params, state, batches)
+    scene = scene._replace(params=params)
+    mean = oracle.penalties(scene, batches, replacement="mean")
+    zero = oracle.penalties(scene, batches)
     assert abs(mean["b"][1]) < 1e-6
     assert abs(zero["b"][1]) > 1e-3
     assert np.abs(mean["b"][0]) > 1e-5
 
 
 def test_means_weigh_examples_alike_whatever_the_chunks():
-    module, found, params, state, batches = given("conv")
+    scene, batches = given("conv")
     whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
     chunks = [jax.tree.map(lambda a: a[:3], whole), jax.tree.map(lambda a: a[3:], whole)]
-    one = oracle.unit_means(module, found, params, state, [whole])
-    two = oracle.unit_means(module, found, params, state, chunks)
+    one = oracle.unit_means(scene, [whole])
+    two = oracle.unit_means(scene, chunks)
     for path in one:
         np.testing.assert_allclose(one[path], two[path], atol=1e-6)
     for replacement in ("zero", "mean"):
-        values = oracle.penalties(module, found, params, state, chunks, replacement=replacement)
+        values = oracle.penalties(scene, chunks, replacement=replacement)
         for group, expected in penalties("conv", replacement).items():
             np.testing.assert_allclose(values[group], expected, atol=1e-6)
 
@@ -132,8 +134,9 @@ def test_one_program_serves_every_channel_and_progress_is_told(monkeypatch):
 
 
 def test_what_is_judged_is_told_of_every_example():
-    module, found, params, state, batches = given("conv")
-    judged = oracle.judge(module, found, params, state, batches)
+    scene, batches = given("conv")
+    module, _, params, state, _ = scene
+    judged = oracle.judge(scene, batches)
     logits = np.concatenate(
         [forward.apply(module, params, state, b["image"], train=False)[0] for b in batches]
     )
@@ -147,12 +150,13 @@ def test_what_is_judged_is_told_of_every_example():
 
 
 def test_bad_input_is_refused():
-    module, found, params, state, batches = given("conv")
+    scene, batches = given("conv")
     with pytest.raises(ValueError, match="at least one batch"):
-        oracle.penalties(module, found, params, state, [])
+        oracle.penalties(scene, [])
     with pytest.raises(ValueError, match=r"'median' is unknown.*zero or mean"):
-        oracle.penalties(module, found, params, state, batches, replacement="median")
+        oracle.penalties(scene, batches, replacement="median")
     bare = FlattenNet()
     tree = variables(bare)
     with pytest.raises(ValueError, match=r"no units of group 'a'.*networks.gate"):
-        oracle.penalties(bare, channel_map(bare), tree["params"], {}, batches, replacement="mean")
+        scene = Scene(bare, channel_map(bare), tree["params"], {})
+        oracle.penalties(scene, batches, replacement="mean")

@@ -15,6 +15,7 @@ from dce_jax.budget import from_widths
 from dce_jax.channels import with_widths
 from dce_jax.networks import VGG
 from dce_jax.networks.stages import group_widths
+from dce_jax.signals import Scene
 from dce_jax.types import Evidence
 from experiments import (
     blocks,
@@ -222,15 +223,15 @@ def test_a_round_folds_what_it_removes_unless_told_otherwise(lab):
     batches = evaluate.training_batches(
         run.data, augment=sources.augmentation(run.config), examples=16, batch_size=8
     )
-    images, own = [b["image"] for b in batches], (state.loop.params, state.loop.model_state)
-    params, stats = pruning.fold(run.module, run.channels, *own, images, kept)
+    scene = Scene(run.module, run.channels, state.loop.params, state.loop.model_state)
+    params, stats = pruning.fold(scene, [batch["image"] for batch in batches], kept)
     bias, mean = params["head"]["bias"], stats["batch_stats"]["norm1"]["mean"][kept["conv1"]]
     np.testing.assert_allclose(after[True].loop.params["head"]["bias"], bias, rtol=1e-5)
     small = after[True].loop.model_state["batch_stats"]["norm1"]["mean"]
     np.testing.assert_allclose(small, mean, rtol=1e-4, atol=1e-6)
     # The control only cuts.
     plain = after[False].loop
-    np.testing.assert_array_equal(plain.params["head"]["bias"], own[0]["head"]["bias"])
+    np.testing.assert_array_equal(plain.params["head"]["bias"], state.loop.params["head"]["bias"])
     assert np.abs(plain.params["head"]["bias"] - bias).max() > 1e-4
 
 

@@ -82,11 +82,11 @@ def test_averages_of_batches_are_the_values_of_all_examples():
     whole = signal_nets.scene(size=6)
     formulas = [signals.parse(name) for name in NAMES]
     parts = [{k: v[rows] for k, v in whole.batch.items()} for rows in (slice(4), slice(4, 6))]
-    found = signals.averages(formulas, whole._replace(batch=None), iter(parts), chunk=2)
+    found = signals.averages(formulas, whole._replace(batch=None), parts, chunk=2)
     for formula, expected in signals.values(formulas, whole).items():
         for group, values in expected.items():
             np.testing.assert_allclose(found[formula][group], values, rtol=2e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="averages over batches, but there was none"):
+    with pytest.raises(ValueError, match="signals are means over batches, but there was none"):
         signals.averages(formulas, whole, [])
 
 
@@ -117,13 +117,11 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     asked = subject.read(dense, None)
     batches = list(subject.batches(asked, "train", 16, 8))
     assert [len(batch["label"]) for batch in batches] == [8, 8]
-    network = (asked.module, asked.channels, asked.params, asked.model_state)
-    oracle = pruning.oracle.penalties(*network, batches)
+    oracle = pruning.oracle.penalties(asked.scene, batches)
     for group, values in oracle.items():
         np.testing.assert_allclose(found["oracle"][group], values, atol=1e-9)
     formula = signals.parse("activations.taylor.abs_sum.l2")
-    scene = signals.Scene(*network[:2], *network[2:])
-    values = signals.averages([formula], scene, batches)[formula]
+    values = signals.averages([formula], asked.scene, batches)[formula]
     size = {group: np.abs(each) for group, each in oracle.items()}
     expected = correlation.agreement({g: np.asarray(v) for g, v in values.items()}, size)
     row = found["signals"][names.index(str(formula))]

@@ -11,17 +11,14 @@ examples that are shown, during or after training alike:
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from dce_jax import channels as maps
-from dce_jax.channels import ChannelMap
 from dce_jax.signals import reduction, sites
 from dce_jax.signals.algebra import Formula
 from dce_jax.signals.evaluate import value
@@ -67,21 +64,12 @@ class Dead(NamedTuple):
 
 
 def report(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
-    batches: Iterable[Mapping[str, Array]],
-    *,
-    tolerance: float = 1e-6,
+    scene: Scene, batches: Iterable[Mapping[str, Array]], *, tolerance: float = 1e-6
 ) -> dict[str, Dead]:
     """Finds the dead units of a network.
 
     Args:
-      module: the network, at the widths of ``params``; it gates every group (`networks.gate`).
-      channels: the map of the full-width network.
-      params: parameters.
-      model_state: collection -> tree; {} where there is none.
+      scene: the network, which gates every group (`networks.gate`); its batch is not read.
       batches: ``{"image": float[B, ...], "label": int[B]}`` each; one program per B.
       tolerance: what counts as nothing: of a unit's size and range, against its group's largest
         unit; of its gradient, against its group's largest one.
@@ -95,25 +83,24 @@ def report(
     """
     if tolerance < 0:
         raise ValueError(f"tolerance is {tolerance}: it must not be negative")
-    seen, of = None, jax.jit(partial(look, module, channels))
+
+    @jax.jit
+    def of(params: PyTree, state: PyTree, batch: Mapping[str, Array]) -> Seen:
+        return look(scene._replace(params=params, model_state=state, batch=batch))
+
+    seen: Seen | None = None
+    places: dict[Path, Places] = {}
     for batch in batches:
-        found = of(params, model_state, batch)
+        places = places or _places(scene._replace(batch=batch))
+        found = of(scene.params, scene.model_state, batch)
         seen = found if seen is None else merged(seen, found)
     if seen is None:
         raise ValueError("no examples to look at units on: give at least one batch")
-    places = _places(module, channels, params, model_state, batch)
-    return judged(seen, places, maps.module_widths(module), tolerance=tolerance)
+    return judged(seen, places, maps.module_widths(scene.module), tolerance=tolerance)
 
 
-def look(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Mapping[str, Array],
-) -> Seen:
-    """What one batch tells; pure, so that it may run inside another program."""
-    scene = Scene(module, channels, params, model_state, batch)
+def look(scene: Scene) -> Seen:
+    """What a scene's batch tells; pure, so that it may run inside another program."""
     low, high = {}, {}
 
     def tap(site: Site, y: Array) -> Array:
@@ -121,8 +108,7 @@ def look(
         low[site.path], high[site.path] = jnp.min(wide, axis=axes), jnp.max(wide, axis=axes)
         return y
 
-    sites.checked(scene, sites.UNITS, _SIGNAL)
-    sites.run(scene, batch["image"], sites.UNITS, tap)
+    sites.run(scene, sites.examples(scene, _SIGNAL)["image"], sites.UNITS, tap)
     return Seen(low, high, value(_LEARNING, scene))
 
 
@@ -179,13 +165,6 @@ def table(dead: Mapping[str, Dead]) -> str:
     )
 
 
-def _places(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
-    batch: Mapping[str, Array],
-) -> dict[Path, Places]:
-    scene = Scene(module, channels, params, model_state, batch)
+def _places(scene: Scene) -> dict[Path, Places]:
     found = sites.checked(scene, sites.UNITS, _SIGNAL)
     return {path: site.places for path, site in found.items()}

@@ -7,8 +7,7 @@ every output reads as many of its positions: kernels of one position, or no padd
 outputs at the borders read fewer positions and get the whole shift all the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,11 +18,12 @@ import numpy.typing as npt
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dce_jax import channels as maps
-from dce_jax import forward, masks
+from dce_jax import forward, masks, means
 from dce_jax.budget import check_group
 from dce_jax.channels import ChannelMap, Leaf
 from dce_jax.masks import Masks
 from dce_jax.networks.gates import tapping
+from dce_jax.signals.sites import Scene
 from dce_jax.types import Array, Path, PyTree, Widths
 
 InputMeans = dict[Path, Array]
@@ -52,12 +52,7 @@ class Route(NamedTuple):
 
 
 def fold(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
-    batches: Iterable[Array],
-    kept: Mapping[str, npt.NDArray[np.integer]],
+    scene: Scene, batches: Sequence[Array], kept: Mapping[str, npt.NDArray[np.integer]]
 ) -> tuple[PyTree, PyTree]:
     """Folds the means of all channels that are about to go into those that read them.
 
@@ -67,10 +62,7 @@ def fold(
     changes inference alone.
 
     Args:
-      module: the network, at the widths of ``params``.
-      channels: the map of the full-width network.
-      params: parameters.
-      model_state: collection -> tree; {} where there is none.
+      scene: the network; its batch is not read.
       batches: float[B, ...] inputs, over which means are taken, in inference mode.
       kept: group -> integer[K], positions that stay; absent groups stay whole.
 
@@ -81,22 +73,13 @@ def fold(
       ValueError: no batches, an unknown group, or channels that are read where their mean cannot
         go: see `routes`.
     """
-    widths = maps.module_widths(module)
+    widths = maps.module_widths(scene.module)
     for group in kept:
         check_group(group, widths)
     losing = [group for group, stay in kept.items() if len(stay) < widths[group]]
-    of, count = jax.jit(partial(input_means, module, channels)), 0
-    ways: tuple[Route, ...] = ()
-    total: InputMeans = {}
-    for images in batches:
-        ways = ways or routes(module, channels, images, losing)
-        means, size = of(params, model_state, images), len(images)
-        total = {path: total.get(path, 0.0) + mean * size for path, mean in means.items()}
-        count += size
-    if not count:
-        raise ValueError("folding needs at least one batch of inputs to take means over, got none")
-    means = {path: each / count for path, each in total.items()}
-    return folded(params, model_state, means, masks.of(kept, widths), ways)
+    ways = routes(scene.module, scene.channels, batches[0], losing) if batches else ()
+    taken = averages(scene, batches)
+    return folded(scene.params, scene.model_state, taken, masks.of(kept, widths), ways)
 
 
 def routes(
@@ -143,20 +126,35 @@ def routes(
     return tuple(ways)
 
 
-def input_means(
-    module: nn.Module, channels: ChannelMap, params: PyTree, model_state: PyTree, images: Array
-) -> InputMeans:
+def averages(scene: Scene, batches: Iterable[Array]) -> InputMeans:
+    """`input_means` over all examples of some batches.
+
+    Args:
+      scene: the network; its batch is not read.
+      batches: float[B, ...] inputs.
+
+    Raises:
+      ValueError: no batches.
+    """
+
+    @jax.jit
+    def of(params: PyTree, state: PyTree, images: Array) -> InputMeans:
+        return input_means(scene._replace(params=params, model_state=state), images)
+
+    each = ((of(scene.params, scene.model_state, images), len(images)) for images in batches)
+    found: InputMeans = means.over(each, "what layers read")
+    return found
+
+
+def input_means(scene: Scene, images: Array) -> InputMeans:
     """Mean of every input feature of every layer that reads channels, in inference mode.
 
     Args:
-      module: the network, at the widths of ``params``.
-      channels: the map of the full-width network.
-      params: parameters.
-      model_state: collection -> tree.
+      scene: the network; its batch is not read.
       images: float[B, ...].
     """
     found: InputMeans = {}
-    readers = {leaf.path[:-1] for leaf in channels.leaves if _input_groups(leaf)}
+    readers = {leaf.path[:-1] for leaf in scene.channels.leaves if _input_groups(leaf)}
 
     def look(layer: nn.Module, x: Array, y: Array) -> None:
         del y
@@ -164,14 +162,14 @@ def input_means(
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             found[layer.path] = jnp.mean(wide, axis=tuple(range(x.ndim - 1)))
 
-    _watched(module, params, model_state, images, look)
+    _watched(scene.module, scene.params, scene.model_state, images, look)
     return found
 
 
 def folded(
     params: PyTree,
     model_state: PyTree,
-    means: InputMeans,
+    taken: InputMeans,
     seen: Masks,
     ways: Iterable[Route],
 ) -> tuple[PyTree, PyTree]:
@@ -180,7 +178,7 @@ def folded(
     Args:
       params: parameters.
       model_state: collection -> tree.
-      means: of `input_means`, over all examples.
+      taken: of `averages`.
       seen: 1 for channels that stay, of every group.
       ways: of `routes`.
     """
@@ -190,7 +188,7 @@ def folded(
         kernel = flat["params", *layer, "kernel"]
         taps = jnp.sum(kernel, axis=tuple(range(kernel.ndim - 2)))
         shift = jnp.einsum(
-            "d,df->f", (means[layer] * gone).astype(taps.dtype), taps, precision="highest"
+            "d,df->f", (taken[layer] * gone).astype(taps.dtype), taps, precision="highest"
         )
         vector = flat[collection, *path]
         flat[collection, *path] = vector + sign * shift.astype(vector.dtype)

@@ -5,7 +5,7 @@ mean (mean replacement). Which channels are gone is data, so one compiled progra
 them; each costs a forward pass of every example at full width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import optax
 
 from dce_jax import channels as maps
-from dce_jax import forward, masks
+from dce_jax import forward, masks, means
 from dce_jax.channels import ChannelMap
 from dce_jax.masks import Masks
 from dce_jax.signals import sites
@@ -51,10 +51,7 @@ Judge: TypeAlias = Callable[[Masks], Judged]
 
 
 def penalties(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
+    scene: Scene,
     batches: Batches,
     *,
     replacement: Replacement = "zero",
@@ -63,10 +60,7 @@ def penalties(
     """Loss change when each channel alone is taken away, in inference mode.
 
     Args:
-      module: the network, at the widths of ``params``.
-      channels: the map of the full-width network.
-      params: parameters.
-      model_state: collection -> tree; {} where there is none.
+      scene: the network; its batch is not read.
       batches: the examples, in chunks; give all chunks one size, for each size is a compilation.
       replacement: ``zero``: nobody reads the channel, as when it is cut out. ``mean``: whoever
         reads it reads its mean over these examples and all positions; needs gates.
@@ -79,8 +73,8 @@ def penalties(
     Raises:
       ValueError: see `judge`.
     """
-    examine = judge(module, channels, params, model_state, batches, replacement=replacement)
-    widths = maps.module_widths(module)
+    examine = judge(scene, batches, replacement=replacement)
+    widths = maps.module_widths(scene.module)
     whole, total, done = masks.of({}, widths), sum(widths.values()), 0
     before = examine(whole).loss_N
     found = {group: np.zeros(width) for group, width in widths.items()}
@@ -94,22 +88,11 @@ def penalties(
     return found
 
 
-def judge(
-    module: nn.Module,
-    channels: ChannelMap,
-    params: PyTree,
-    model_state: PyTree,
-    batches: Batches,
-    *,
-    replacement: Replacement = "zero",
-) -> Judge:
+def judge(scene: Scene, batches: Batches, *, replacement: Replacement = "zero") -> Judge:
     """A function from masks to what the network does without the masked channels.
 
     Args:
-      module: as for `penalties`.
-      channels: as for `penalties`.
-      params: as for `penalties`.
-      model_state: as for `penalties`.
+      scene: as for `penalties`.
       batches: as for `penalties`.
       replacement: as for `penalties`.
 
@@ -121,40 +104,29 @@ def judge(
         raise ValueError(f"replacement {replacement!r} is unknown: a removed unit becomes {known}")
     if not batches:
         raise ValueError("no examples to measure a loss on: give at least one batch")
-    means = None
-    if replacement == "mean":
-        means = unit_means(module, channels, params, model_state, batches)
+    replaced = unit_means(scene, batches) if replacement == "mean" else None
+    program = partial(_PROGRAM, *scene[:4], replaced)
 
     def judged(seen: Masks) -> Judged:
         # What is small beside a loss is looked for: reduced-precision products would hide it.
         with jax.default_matmul_precision("highest"):
-            found = [
-                _PROGRAM(module, channels, params, model_state, means, seen, batch)
-                for batch in batches
-            ]
+            found = [program(seen, batch) for batch in batches]
         loss, right = zip(*jax.device_get(found), strict=True)
         return Judged(np.concatenate(loss).astype(np.float64), np.concatenate(right))
 
     return judged
 
 
-def unit_means(
-    module: nn.Module, channels: ChannelMap, params: PyTree, model_state: PyTree, batches: Batches
-) -> Means:
+def unit_means(scene: Scene, batches: Batches) -> Means:
     """Mean of every unit over all examples and positions, where the network gates it.
 
     Args:
-      module: as for `penalties`.
-      channels: as for `penalties`.
-      params: as for `penalties`.
-      model_state: as for `penalties`.
+      scene: as for `penalties`.
       batches: as for `penalties`.
 
     Raises:
-      ValueError: a group without a gate.
+      ValueError: no examples, or a group without a gate.
     """
-    scene = Scene(module, channels, params, model_state, batches[0])
-    sites.checked(scene, sites.UNITS, "mean replacement")
 
     @jax.jit
     def of(params: PyTree, state: PyTree, images: Array) -> Means:
@@ -168,12 +140,14 @@ def unit_means(
         sites.run(inside, images, sites.UNITS, tap)
         return seen
 
-    sizes = [len(batch["label"]) for batch in batches]
-    each = [of(params, model_state, batch["image"]) for batch in batches]
-    shares = [size / sum(sizes) for size in sizes]
-    return jax.tree.map(
-        lambda *parts: sum(part * share for part, share in zip(parts, shares, strict=True)), *each
-    )
+    def parts() -> Iterator[tuple[Means, int]]:
+        for batch in batches:
+            yield of(scene.params, scene.model_state, batch["image"]), len(batch["label"])
+
+    if batches:
+        sites.checked(scene._replace(batch=batches[0]), sites.UNITS, "mean replacement")
+    found: Means = means.over(parts(), "units")
+    return found
 
 
 def _examine(
@@ -181,17 +155,17 @@ def _examine(
     channels: ChannelMap,
     params: PyTree,
     state: PyTree,
-    means: Means | None,
+    replaced: Means | None,
     seen: Masks,
     batch: Mapping[str, Array],
 ) -> tuple[Array, Array]:
-    if means is None:
+    if replaced is None:
         params = masks.unread(params, channels.names("params", params), seen)
         state = {n: masks.unread(t, channels.names(n, t), seen) for n, t in state.items()}
         logits = forward.apply(module, params, state, batch["image"], train=False)[0]
     else:
         scene = Scene(module, channels, params, state)
-        tap = partial(_replaced, means, seen)
+        tap = partial(_replaced, replaced, seen)
         logits = sites.run(scene, batch["image"], sites.UNITS, tap)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return loss, jnp.argmax(logits, axis=-1) == batch["label"]
@@ -201,10 +175,10 @@ def _examine(
 _PROGRAM = jax.jit(_examine, static_argnums=(0, 1))
 
 
-def _replaced(means: Means, seen: Masks, site: Site, y: Array) -> Array:
+def _replaced(instead: Means, seen: Masks, site: Site, y: Array) -> Array:
     here = jnp.concatenate([jnp.asarray(seen[group]) for group in site.places]) > 0
     along = (1,) * (y.ndim - 1) + (-1,)
-    return jnp.where(here.reshape(along), y, means[site.path].reshape(along).astype(y.dtype))
+    return jnp.where(here.reshape(along), y, instead[site.path].reshape(along).astype(y.dtype))
 
 
 def _without(width: int, channel: int) -> npt.NDArray[np.float32]:

@@ -1,11 +1,12 @@
 """Formulas of the algebra, evaluated on a network."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
+from dce_jax import means
 from dce_jax.signals import curvature, reduction, scaling, sums
 from dce_jax.signals.algebra import Formula
 from dce_jax.signals.curvature import Curvature
@@ -72,10 +73,11 @@ def values(
 def averages(
     formulas: Collection[Formula],
     scene: Scene,
-    batches: Iterable[Mapping[str, Array]],
+    batches: Sequence[Mapping[str, Array]],
     *,
     second: Curvature | None = None,
     chunk: int | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> dict[Formula, Rewards]:
     """Every formula's value over more examples than fit at once: their mean, then the scaling.
 
@@ -88,6 +90,7 @@ def averages(
         for and weighs as much as its examples.
       second: as for `values`.
       chunk: as for `values`.
+      report: called as ``report(done, batches)`` after every batch.
 
     Returns:
       Formula -> group -> float[C], as `values` of all the examples together.
@@ -98,23 +101,20 @@ def averages(
     plain = list(dict.fromkeys(_unscaled(formula) for formula in formulas))
 
     @jax.jit
-    def sums(
-        params: PyTree, state: PyTree, batch: Mapping[str, Array], key: Array
-    ) -> list[Rewards]:
+    def of(params: PyTree, state: PyTree, batch: Mapping[str, Array], key: Array) -> list[Rewards]:
         one = scene._replace(params=params, model_state=state, batch=batch)
-        found, size = values(plain, one, second=second, key=key, chunk=chunk), len(batch["label"])
-        return [{g: v * size for g, v in found[formula].items()} for formula in plain]
+        found = values(plain, one, second=second, key=key, chunk=chunk)
+        return [found[formula] for formula in plain]
 
-    total, examples, last = None, 0, scene.batch
-    for index, last in enumerate(batches):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        found = sums(scene.params, scene.model_state, last, key)
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
-        examples += len(last["label"])
-    if total is None:
-        raise ValueError("signals are averages over batches, but there was none: give at least one")
-    means = jax.tree.map(lambda each: each / examples, total)
-    return _scaled(formulas, scene._replace(batch=last), dict(zip(plain, means, strict=True)))
+    def parts() -> Iterator[tuple[list[Rewards], int]]:
+        for index, batch in enumerate(batches):
+            key = jax.random.fold_in(jax.random.key(0), index)
+            yield of(scene.params, scene.model_state, batch, key), len(batch["label"])
+            if report is not None:
+                report(index + 1, len(batches))
+
+    found = dict(zip(plain, means.over(parts(), "signals"), strict=True))
+    return _scaled(formulas, scene._replace(batch=batches[0]), found)
 
 
 def _unscaled(formula: Formula) -> Formula:
