@@ -18,17 +18,16 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dce_jax import channels as maps
 from dce_jax import pruning
-from experiments import dead_plot, machine, output, replacing, subject
+from experiments import dead_plot, dead_tables, machine, output, replacing, subject
 from experiments.arguments import portable
 from experiments.display import Display, progress
 
@@ -103,25 +102,6 @@ def _tell(display: Display, done: Iterator[int], name: str) -> None:
     display.tell(next(done), name)
 
 
-def _table(found: Mapping[str, Any], key: str) -> Table:
-    """Loss or accuracy as units go: cut plainly, and with their means folded."""
-    table = Table(
-        title=f"test {key}: plain / folded",
-        title_justify="left",
-        caption="nothing is retrained; random is a mean over draws",
-        caption_justify="left",
-    )
-    points = dead_plot.curves(found["curves"])
-    for name in ("units gone", *points):
-        table.add_column(name, justify="right")
-    form = "{:.1%}" if key == "accuracy" else "{:.3f}"
-    for rows in zip(*points.values(), strict=True):
-        gone = rows[0]["removed"]
-        pairs = [[form.format(row[how][key]) for how in ("plain", "folded")] for row in rows]
-        table.add_row(f"{gone} ({gone / found['units']:.0%})", *map(" / ".join, pairs))
-    return table
-
-
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     _check(arguments)
     found = {
@@ -137,7 +117,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         dead_plot.draw(found).savefig(arguments.plot, dpi=150)
     about, console = found["subject"], Console()
     console.print(f"{about['network']} on {about['dataset']}, {found['device']}")
-    console.print(_table(found, "loss"), _table(found, "accuracy"))
+    console.print(*(dead_tables.table(found, key) for key in ("loss", "accuracy")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from experiments.dead_tables import Row, curves
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
 
 _COLOURS = {
@@ -17,37 +17,6 @@ _COLOURS = {
     "random": GREY,
 }
 _HOW = {"plain": "--", "folded": "-"}
-
-Row = Mapping[str, Any]
-
-
-def curves(found: Mapping[str, Sequence[Row]]) -> dict[str, list[dict[str, Any]]]:
-    """Curves by score, the random ones as their mean.
-
-    Args:
-      found: of `replacing.curve`, by order.
-    """
-    together: dict[str, list[Sequence[Row]]] = {}
-    for name, rows in found.items():
-        together.setdefault(name.rstrip(" 0123456789"), []).append(rows)
-    return {name: _mean(each) for name, each in together.items()}
-
-
-def _mean(each: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
-    """Point by point the mean of several curves."""
-    return [
-        {
-            "removed": rows[0]["removed"],
-            **{
-                how: {
-                    key: float(np.mean([row[how][key] for row in rows]))
-                    for key in ("loss", "accuracy")
-                }
-                for how in _HOW
-            },
-        }
-        for rows in zip(*each, strict=True)
-    ]
 
 
 def draw(found: Mapping[str, Any]) -> Figure:

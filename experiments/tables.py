@@ -12,7 +12,8 @@ A document says itself what its tables hold: paths, relative to the document, in
 A marker `paired:` in place of `table:` holds the differences of `experiments.paired` instead,
 `ranks:` how many different features the layers of each row's compact models have, `peers:` the same
 networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
-`signals:` how well signals tell what channels are worth (`experiments.signals --study`).
+`signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
+what removing units costs, plainly and with their means folded (`experiments.dead`).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 from experiments import (
     cost_rows,
+    dead_tables,
     markers,
     paired,
     peer_tables,
@@ -159,6 +161,7 @@ KINDS: dict[str, markers.Maker] = {
     "ranks": redundancy.table,
     "peers": peer_tables.tables,
     "signals": study_tables.tables,
+    "dead": dead_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

@@ -10,7 +10,7 @@ import runs
 from dce_jax import channels, compact, forward, pruning
 from dce_jax.budget import from_widths
 from dce_jax.signals import parse, value
-from experiments import dead, dead_plot, removal, replacing, subject
+from experiments import dead, dead_tables, removal, replacing, subject
 
 SIZES = ("--examples", "32", "--test_examples", "20", "--batch", "10")
 
@@ -89,13 +89,29 @@ def test_random_orders_are_drawn_as_their_mean():
     def rows(loss):
         return [{"removed": 2, **{how: {"loss": loss, "accuracy": 0.5} for how in HOW}}]
 
-    found = dead_plot.curves({"l1 norm": rows(9.0), "random 0": rows(1.0), "random 1": rows(4.0)})
+    found = dead_tables.curves({"l1 norm": rows(9.0), "random 0": rows(1.0), "random 1": rows(4.0)})
     assert list(found) == ["l1 norm", "random"]
     assert found["random"][0]["plain"] == {"loss": 2.5, "accuracy": 0.5}
     assert found["l1 norm"][0]["folded"]["loss"] == 9.0
 
 
 HOW = ("plain", "folded")
+
+
+def test_documents_hold_the_accuracies_of_a_file(tmp_path):
+    points = [
+        {"removed": n, **{how: {"loss": 1.0, "accuracy": a + n / 100} for how, a in accuracy}}
+        for n in (0, 5)
+        for accuracy in [zip(HOW, (0.5, 0.75), strict=True)]
+    ]
+    path = tmp_path / "dead.json"
+    path.write_text(json.dumps({"units": 20, "curves": {"l1 norm": points}}))
+    lines = dead_tables.tables([path]).splitlines()
+    assert lines[0].split(" | ") == ["| units gone", "l1 norm |"]
+    assert lines[2:] == ["| 0 (0%) | 50.0% / 75.0% |", "| 5 (25%) | 55.0% / 80.0% |"]
+    path.write_text(json.dumps({"units": 20}))
+    with pytest.raises(ValueError, match=r"dead.json holds no curves of units removed: name a"):
+        dead_tables.tables([path])
 
 
 @pytest.mark.parametrize(
