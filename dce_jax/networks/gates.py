@@ -91,7 +91,7 @@ def handed_in(
     Returns:
       float[B, sum of the parts], or None.
     """
-    names = {_name(group): size for group, size in parts.items()}
+    names = {name_of(group): size for group, size in parts.items()}
     mutable = module.is_mutable_collection(GATES)
     if not (mutable or any(module.has_variable(GATES, name) for name in names)):
         return None
@@ -109,5 +109,6 @@ def spread(gates: jax.Array, ndim: int) -> jax.Array:
     return gates.reshape(gates.shape[0], *(1,) * (ndim - 2), gates.shape[-1])
 
 
-def _name(group: str) -> str:
+def name_of(group: str) -> str:
+    """What a group's gates are called in a module's part of the collection."""
     return f"gate:{group}"  # a bare group name could clash with a submodule's

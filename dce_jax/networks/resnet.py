@@ -68,11 +68,25 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """The stream behind the block: float[B, H / stride, W / stride, C']."""
+    def __call__(
+        self, x: jax.Array, *, train: bool, share: jax.Array | None = None, skip: bool = False
+    ) -> jax.Array:
+        """The stream behind the block.
+
+        Args:
+          x: float[B, H, W, C], the stream before it.
+          train: normalise by the batch's statistics and update the running ones.
+          share: float[B] that an example's branch is multiplied by; None: one.
+          skip: leave the branch out, as shares of zero do, but do not compute it.
+
+        Returns:
+          float[B, H / stride, W / stride, C'].
+        """
         _, before, inner, after, stride = self.place
         y = gate(self, x, before)
         beside = x if before == after else self._beside(y, train)
+        if skip:
+            return nn.relu(beside)
         groups = (before, *inner, after)
         strided = len(inner) - 1  # the 3x3 of a bottleneck, the first of two
         for i, (source, group) in enumerate(pairwise(groups)):
@@ -90,6 +104,8 @@ class Block(nn.Module):
                 y = norm_relu(self, y, parts, name=f"norm{i}", train=train, dtype=self.dtype)
             else:
                 y = layers.norm(group, name=f"norm{i}", train=train, dtype=self.dtype)(y)
+        if share is not None:
+            y = y * share.astype(y.dtype)[:, None, None, None]
         return nn.relu(y + beside)
 
     def _beside(self, x: jax.Array, train: bool) -> jax.Array:
@@ -162,7 +178,7 @@ class ResNet(nn.Module):
         if self.large:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         last = stem
-        for place in self._places():
+        for place in self.places():
             block = Block(self.widths, place, self.shortcut, dtype, name=place.name)
             x = called(Block.__call__, block, x, remat=self.remat, train=train)
             last = place.after
@@ -176,7 +192,7 @@ class ResNet(nn.Module):
         writes without a norm: its share of a later stage's reward is in the gates alone.
         """
         found: dict[str, tuple[tuple[str, ...], ...]] = {self._stem(): (("norm",),)}
-        for name, before, inner, after, _ in self._places():
+        for name, before, inner, after, _ in self.places():
             found |= {group: ((name, f"norm{i}"),) for i, group in enumerate(inner)}
             written = [(name, f"norm{len(inner)}")]
             if before != after and self.shortcut == PROJECTION:
@@ -187,7 +203,8 @@ class ResNet(nn.Module):
     def _stem(self) -> str:
         return "stem" if self.bottleneck else "stage0"
 
-    def _places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[Place]:
+        """The blocks, in order."""
         return places(self.depths, bottleneck=self.bottleneck, stem=self._stem())
 
 

@@ -1,0 +1,79 @@
+"""Multiply-accumulates of whatever is decided: a table per site, added up per image."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from dce_jax import cost
+from dce_jax.runtime.chain import Chain
+from dce_jax.runtime.choice import Choice
+from dce_jax.runtime.execute import MASKED, Site, at_widths, inputs
+from dce_jax.types import Array, PyTree
+
+
+class Costs(NamedTuple):
+    """Multiply-accumulates of one image's forward pass.
+
+    Attributes:
+      sites: per site float64[widths of its inputs, its widths]; one row where inputs are whole.
+      always: of the first and the last link, which always run.
+      full: of the network as it is, without anything that decides.
+    """
+
+    sites: tuple[npt.NDArray[np.float64], ...]
+    always: float
+    full: float
+
+
+def table(
+    chain: Chain, levels: Sequence[Sequence[int]], variables: PyTree, example: jax.ShapeDtypeStruct
+) -> Costs:
+    """Counts every site at every width, on shapes alone.
+
+    Args:
+      chain: the network.
+      levels: per site its widths.
+      variables: of the network, or their shapes.
+      example: float[1, H, W, D], one image.
+    """
+    seen = inputs(chain, variables, example)
+    always = sum(
+        cost.macs(partial(MASKED.run, Site(chain, chain.links[end])), variables, seen[end])
+        for end in (0, -1)
+    )
+    found = []
+    for index, (link, widths) in enumerate(zip(chain.sites, levels, strict=True)):
+        rows = [
+            [
+                cost.macs(partial(at_widths, chain, link, reads, width), variables, seen[index + 1])
+                for width in widths
+            ]
+            for reads in ((None,) if link.reads is None else levels[index - 1])
+        ]
+        found.append(np.asarray(rows, np.float64))
+    return Costs(tuple(found), float(always), float(always + sum(t[-1, -1] for t in found)))
+
+
+def share(costs: Costs, choices: Sequence[Choice], deciding: float = 0.0) -> Array:
+    """Multiply-accumulates of every input, as a share of the whole network's.
+
+    Args:
+      costs: of the network.
+      choices: per site.
+      deciding: multiply-accumulates of the policy, per image.
+
+    Returns:
+      float32[B].
+    """
+    total = jnp.asarray((costs.always + deciding) / costs.full, jnp.float32)
+    before = None
+    for site, choice in zip(costs.sites, choices, strict=True):
+        rows = jnp.zeros_like(choice.level) if site.shape[0] == 1 or before is None else before
+        total = total + jnp.asarray(site / costs.full, jnp.float32)[rows, choice.level]
+        before = choice.level
+    return total
