@@ -114,10 +114,22 @@ def portable(config: ConfigDict) -> dict[str, Any]:
 
 def command(config: ConfigDict) -> str:
     """The command that makes a run: its config file, if it is one of ours, and what differs."""
+    program = "prune" if pruners.prunes(config) else "train"
+    return command_of(config, f"python -m experiments.{program}", defaults())
+
+
+def command_of(config: ConfigDict, program: str, base: ConfigDict) -> str:
+    """The command of any program that takes configs.
+
+    Args:
+      config: of the run.
+      program: how it is called.
+      base: every field, where the config's file is none of ours.
+    """
     path = Path(__file__).parent / "configs" / f"{config.name}.py"
     shipped = path.is_file() and path.stem != "__init__"
-    base = runpy.run_path(str(path))["get_config"]() if shipped else defaults()
-    words = [f"python -m experiments.{'prune' if pruners.prunes(config) else 'train'}"]
+    base = runpy.run_path(str(path))["get_config"]() if shipped else base
+    words = [program]
     if shipped:
         words.append(f"--config experiments/configs/{path.name}")
     if config.data_dir is not None:
@@ -152,7 +164,9 @@ def check_same(
       ValueError: the fields that differ, with both values.
     """
     given = plain(config)
-    known = {**plain(defaults()), **stored}  # an earlier version did not know every field
+    # An earlier version did not know every field.
+    later = {field: value for field, value in plain(defaults()).items() if field in given}
+    known = {**later, **stored}
     changed = [
         f"  {field}: {known.get(field)!r} there, {given.get(field)!r} now"
         for field in sorted(known.keys() | given.keys())

@@ -221,7 +221,7 @@ def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
         words.insert(0, f"--config={default}")
     try:
         rest = app.parse_flags_with_usage([program, *words])
-        _ = _CONFIG.value.method  # a file that cannot be read fails here
+        _ = _CONFIG.value.name  # a file that cannot be read fails here
         return rest
     except AttributeError as error:
         sys.exit(f"error: no config field {config.field_message(error)}")

@@ -172,6 +172,19 @@ def cut(
       variables: the network's, collection -> tree.
       kept: group -> how many of its channels, the first ones; or which, int32[K] in any order.
     """
+    own = variables_of(link, variables)
+    names = variables_of(link, {name: chain.channels.names(name, variables[name]) for name in own})
+    return {name: taken(tree, names[name], kept) for name, tree in own.items()}
+
+
+def taken(tree: PyTree, names: PyTree, kept: Mapping[str, int | Array]) -> PyTree:
+    """Some channels of every leaf, in any order.
+
+    Args:
+      tree: arrays.
+      names: `AxisNames` per leaf.
+      kept: group -> how many, the first ones; or which, int32[K]; absent groups stay whole.
+    """
 
     def one(leaf: Array, names: AxisNames) -> Array:
         for axis, groups in enumerate(names.axes):
@@ -182,9 +195,7 @@ def cut(
                 leaf = jnp.take(leaf, chosen, axis=axis, unique_indices=True, mode="clip")
         return leaf
 
-    own = variables_of(link, variables)
-    names = variables_of(link, {name: chain.channels.names(name, variables[name]) for name in own})
-    return {name: jax.tree.map(one, tree, names[name]) for name, tree in own.items()}
+    return jax.tree.map(one, tree, names)
 
 
 def levels(chain: Chain, parts: int, *, skip: bool = False) -> tuple[tuple[int, ...], ...]:

@@ -132,15 +132,15 @@ def _straight(logits: Array, key: Array | None) -> tuple[Array, Array, Array]:
     return logits, hard + soft - jax.lax.stop_gradient(soft), soft
 
 
-def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
-    """Squared distance of the mean multiply-accumulates of a batch to a budget.
+def share(costs: Costs, work: Sequence[Array]) -> Array:
+    """Mean multiply-accumulates of a batch, as a share of the whole network's: float32[].
 
-    A site costs its share of work, times that of the site whose channels it reads.
+    A site costs its share of work, times that of the site whose channels it reads; what decides is
+    not counted.
 
     Args:
       costs: of the network.
       work: per site float32[B], notes of `policy`.
-      budget: float32[], share of the whole network's.
     """
     total = jnp.asarray(costs.always / costs.full, jnp.float32)
     before: Any = 1.0
@@ -148,4 +148,15 @@ def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
         read = before if table.shape[0] > 1 else 1.0
         total = total + jnp.asarray(table[-1, -1] / costs.full, jnp.float32) * mine * read
         before = mine
-    return jnp.square(total.mean() - budget)
+    return total.mean()
+
+
+def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
+    """Squared distance of the mean multiply-accumulates of a batch to a budget.
+
+    Args:
+      costs: of the network.
+      work: per site float32[B], notes of `policy`.
+      budget: float32[], share of the whole network's.
+    """
+    return jnp.square(share(costs, work) - budget)
