@@ -127,7 +127,7 @@ def _decide(
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     price = systems.at(job.system, _places(place, batch))
     first = job.config.random * job.steps
-    done = jnp.clip((step - first) / max(1.0, job.steps - first), 0.0, 1.0)
+    done = jnp.clip((step.astype(jnp.float32) - first) / max(1, job.steps - first), 0.0, 1.0)
     epsilon = 1.0 + (job.config.epsilon - 1.0) * done
 
     def loss_of(deciding: PyTree) -> tuple[Array, Any]:
