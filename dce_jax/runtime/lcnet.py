@@ -135,7 +135,8 @@ def _straight(logits: Array, key: Array | None) -> tuple[Array, Array, Array]:
 def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
     """Squared distance of the mean multiply-accumulates of a batch to a budget.
 
-    A site costs its share of work, times that of the site whose channels it reads.
+    A site costs its share of work, times that of the site whose channels it reads, and its
+    shortcut.
 
     Args:
       costs: of the network.
@@ -144,8 +145,9 @@ def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
     """
     total = jnp.asarray(costs.always / costs.full, jnp.float32)
     before: Any = 1.0
-    for table, mine in zip(costs.sites, work, strict=True):
+    for table, around, mine in zip(costs.sites, costs.around, work, strict=True):
         read = before if table.shape[0] > 1 else 1.0
-        total = total + jnp.asarray(table[-1, -1] / costs.full, jnp.float32) * mine * read
+        branch = jnp.asarray((table[-1, -1] - around) / costs.full, jnp.float32)
+        total = total + around / costs.full + branch * mine * read
         before = mine
     return jnp.square(total.mean() - budget)
