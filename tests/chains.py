@@ -82,7 +82,7 @@ def one_by_one(run, x, choices):
 
 
 def factors(name, choices):
-    """What channels and branches are multiplied by, in plain loops: group -> [B, C], name -> [B]."""
+    """What multiplies channels and branches, in plain loops: group -> [B, C], name -> [B]."""
     gates, shares = {}, {}
     for link, widths, choice in zip(build(name).sites, LEVELS[name], choices, strict=True):
         level, order, scale, share = (None if f is None else np.asarray(f) for f in choice)
