@@ -43,7 +43,8 @@ def build(name):
 
 
 def variables(name):
-    return nets.variables(NETS[name], EXAMPLE)
+    with jax.ensure_compile_time_eval():  # they are kept, and a trace may be the first to ask
+        return nets.variables(NETS[name], EXAMPLE)
 
 
 def decided(name, kind, *, scaled=False, ordered=False):

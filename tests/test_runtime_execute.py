@@ -160,6 +160,7 @@ def test_gradients_in_scales_are_the_plain_networks_even_where_a_scale_is_zero(n
     gates, shares = chains.factors(name, choices)
     found = chains.jit(jax.grad(masked))(tuple(c.scale for c in choices))
     reference = chains.jit(jax.grad(plain))(gates, shares)
+    silent = []
     for group, mine, choice, widths in zip(links, found, choices, chains.LEVELS[name], strict=True):
         runs = np.arange(widths[-1]) < np.asarray(widths)[choice.level][:, None]
         wanted = np.where(runs, reference[group], 0.0)

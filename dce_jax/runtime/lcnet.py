@@ -116,7 +116,7 @@ def _decided(
         logits, scales = found["layers"]
         _, hard, _ = _straight(logits, for_layers)
         share = (hard * scales)[:, 0]
-        level = jnp.where(hard[:, 0] > 0, level + (widths[0] == 0), 0)
+        level = jnp.where(hard[:, 0] > 0, level + int(widths[0] == 0), 0)
         work = work * hard[:, 0]
     if train:
         level, order = jnp.full_like(level, len(widths) - 1), None
