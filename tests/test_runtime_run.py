@@ -204,7 +204,7 @@ def test_rank_correlation_is_spearmans_with_fishers_interval():
         ({"system": "lc"}, "conv1 has no shortcut, so nothing is left of it at width 0"),
         ({"parts": 9}, "9 widths asked of conv1, which has 6 channels: choose 1 to 6"),
         ({"cheapest": -0.1}, "set both cheapest and dearest"),
-        ({"cheapest": -0.1, "dearest": 0.1}, "rnp needs two that rise, below 0"),
+        ({"cheapest": -0.1, "dearest": 0.1}, "rnp needs two ends that rise, below 0"),
         ({"points": 0}, "points is 0: choose 1 or more"),
         ({"epsilon": 1.5}, r"epsilon is 1.5: choose 0 to 1"),
         ({"batch_size": 65}, "batch size is 65, but the training split has 64"),

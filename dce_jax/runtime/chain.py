@@ -94,7 +94,7 @@ def chain(module: nn.Module, channels: ChannelMap) -> Chain:
 
 def _vgg(module: VGG) -> tuple[Link, ...]:
     ends = {last - 1 for last in accumulate(module.depths)}
-    groups = tuple(module.widths)
+    groups = tuple(f"conv{index}" for index in range(sum(module.depths)))
 
     def unit(index: int) -> Link:
         before, group = groups[index - 1] if index else None, groups[index]
@@ -238,11 +238,12 @@ def checked(chain: Chain, levels: Sequence[Sequence[int]]) -> tuple[tuple[int, .
     """
     if len(levels) != len(chain.sites):
         raise ValueError(f"{len(levels)} sets of widths for {len(chain.sites)} sites: one per site")
-    for link, widths in zip(chain.sites, levels, strict=True):
+    found = tuple(map(tuple, levels))
+    for link, widths in zip(chain.sites, found, strict=True):
         full = chain.width(link)
         if list(widths) != sorted(set(widths)) or widths[-1:] != (full,) or widths[0] < 0:
             raise ValueError(
-                f"widths {tuple(widths)} of {link.name} must rise from 0 or more to its full width "
+                f"widths {widths} of {link.name} must rise from 0 or more to its full width "
                 f"{full}, where images that need everything run"
             )
         if widths[0] == 0 and not link.skippable:
@@ -250,4 +251,4 @@ def checked(chain: Chain, levels: Sequence[Sequence[int]]) -> tuple[tuple[int, .
                 f"{link.name} has no shortcut, so nothing is left of it at width 0: choose a "
                 "network of residual blocks, or widths from 1"
             )
-    return tuple(map(tuple, levels))
+    return found

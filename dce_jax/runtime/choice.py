@@ -58,6 +58,14 @@ def ranks(choice: Choice, width: int) -> Array:
     return jnp.argsort(choice.order, axis=-1).astype(jnp.int32)
 
 
+def each(choice: Choice, batch: int) -> Choice:
+    """The decisions of every one of so many inputs, where they may share them."""
+    wide: Choice = jax.tree.map(
+        lambda field: jnp.broadcast_to(field, (batch, *field.shape[1:])), choice
+    )
+    return wide
+
+
 def row(choice: Choice, rows: slice | Array) -> Choice:
     """The decisions of some of the inputs."""
     kept: Choice = jax.tree.map(lambda field: field[rows], choice)

@@ -22,11 +22,13 @@ class Costs(NamedTuple):
     Attributes:
       sites: per site float64[widths of its inputs, its widths]; one row where inputs are whole.
       always: of the first and the last link, which always run.
+      around: per site of its shortcut, which runs at every width; 0 where there is none.
       full: of the network as it is, without anything that decides.
     """
 
     sites: tuple[npt.NDArray[np.float64], ...]
     always: float
+    around: tuple[float, ...]
     full: float
 
 
@@ -46,17 +48,21 @@ def table(
         cost.macs(partial(MASKED.run, Site(chain, chain.links[end])), variables, seen[end])
         for end in (0, -1)
     )
-    found = []
+    found, around = [], []
     for index, (link, widths) in enumerate(zip(chain.sites, levels, strict=True)):
+        x = seen[index + 1]
         rows = [
             [
-                cost.macs(partial(at_widths, chain, link, reads, width), variables, seen[index + 1])
+                cost.macs(partial(at_widths, chain, link, reads, width), variables, x)
                 for width in widths
             ]
             for reads in ((None,) if link.reads is None else levels[index - 1])
         ]
         found.append(np.asarray(rows, np.float64))
-    return Costs(tuple(found), float(always), float(always + sum(t[-1, -1] for t in found)))
+        beside = partial(at_widths, chain, link, None, 0)
+        around.append(float(cost.macs(beside, variables, x)) if link.skippable else 0.0)
+    full = float(always + sum(each[-1, -1] for each in found))
+    return Costs(tuple(found), float(always), tuple(around), full)
 
 
 def share(costs: Costs, choices: Sequence[Choice], deciding: float = 0.0) -> Array:

@@ -9,6 +9,7 @@ further widths cost more than their images asked for. The values differ by round
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from dce_jax.networks.gates import GATES, name_of
+from dce_jax.networks.gates import GATES, Tap, name_of, spread, tapping
 from dce_jax.runtime import choice as choices
 from dce_jax.runtime.chain import Chain, Link, cut, merged, variables_of
 from dce_jax.runtime.choice import Choice
@@ -72,22 +73,33 @@ def whole(site: Site, variables: PyTree, x: Array, *, train: bool = False) -> tu
     chain, link = site.chain, site.link
     own: dict[str, Any] = variables_of(link, variables)
     options: dict[str, Any] = {}
+    gated: AbstractContextManager[None] = nullcontext()
     if site.choice is not None and link.group is not None:
         gates = choices.gates(site.choice, site.widths)
         gates = jnp.broadcast_to(gates, (x.shape[0], gates.shape[1]))
-        own = {**own, GATES: {name_of(link.group): gates}}
+        gated = tapping(_times(link.group, gates))
         share = choices.shares(site.choice, site.widths)
         if share is not None:
             options["share"] = jnp.broadcast_to(share, x.shape[:1])
     module = link.build(FrozenDict(chain.channels.full))
     found: Any
-    if not (train and STATISTICS in own):
-        found = module.apply(own, x, train=train, **options)
+    updated = train and STATISTICS in own
+    with gated:
+        found = module.apply(own, x, train=train, mutable=updated and [STATISTICS], **options)
+    if not updated:
         return found, variables
-    found = module.apply(own, x, train=True, mutable=[STATISTICS], **options)
     y, new = found
     stats = merged(link, variables[STATISTICS], new[STATISTICS])
     return y, {**variables, STATISTICS: stats}
+
+
+def _times(group: str, gates: Array) -> Tap:
+    # Behind the ReLU: folded into the norm, a gate of zero would get no gradient.
+    def tap(path: tuple[str, ...], parts: Mapping[str, int], y: Array) -> Array:
+        del path
+        return y * spread(gates.astype(y.dtype), y.ndim) if group in parts else y
+
+    return tap
 
 
 def inputs(
@@ -139,11 +151,14 @@ def chunked(size: int) -> Execution:
 def _chunked(size: int, site: Site, variables: PyTree, x: Array) -> Array:
     assert site.choice is not None
     _check_chunks(size, site, x.shape[0])
-    level = site.choice.level
-    before = jnp.zeros_like(level) if site.before is None else site.before[1].level
+    own = choices.each(site.choice, x.shape[0])
+    level = own.level
+    before = jnp.zeros_like(level)
+    if site.before is not None:
+        before = choices.each(site.before[1], x.shape[0]).level
     # The widest first; among equals those whose inputs are widest.
     order = jnp.lexsort((-before, -level))
-    x, choice, before = x[order], choices.row(site.choice, order), before[order]
+    x, choice, before = x[order], choices.row(own, order), before[order]
 
     def run(chunk: tuple[Array, Choice, Array]) -> Array:
         x, mine, before = chunk

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
-from dce_jax.runtime.chain import Chain
+from dce_jax.runtime.chain import Chain, checked
 from dce_jax.runtime.choice import Choice
 from dce_jax.runtime.execute import MASKED, Execution, Site, whole
 from dce_jax.types import Array, PyTree
@@ -53,10 +53,12 @@ def run(
       train: normalise by the batch's statistics and update the running ones; masked only.
 
     Raises:
-      ValueError: training by another execution, or what the execution refuses.
+      ValueError: training by another execution, widths at which the network cannot run
+        (`chain.checked`), or what the execution refuses.
     """
     if train and execution is not MASKED:
         raise ValueError(f"training needs every channel's gradient: not {execution.name}, MASKED")
+    levels = checked(chain, levels)
     x, variables = whole(Site(chain, chain.links[0]), variables, x, train=train)
     chosen: list[Choice] = []
     notes: list[Any] = []

@@ -116,7 +116,7 @@ def _decided(
         logits, scales = found["layers"]
         _, hard, _ = _straight(logits, for_layers)
         share = (hard * scales)[:, 0]
-        level = jnp.where(hard[:, 0] > 0, level + (widths[0] == 0), 0)
+        level = jnp.where(hard[:, 0] > 0, level + int(widths[0] == 0), 0)
         work = work * hard[:, 0]
     if train:
         level, order = jnp.full_like(level, len(widths) - 1), None
@@ -135,8 +135,8 @@ def _straight(logits: Array, key: Array | None) -> tuple[Array, Array, Array]:
 def share(costs: Costs, work: Sequence[Array]) -> Array:
     """Mean multiply-accumulates of a batch, as a share of the whole network's: float32[].
 
-    A site costs its share of work, times that of the site whose channels it reads; what decides is
-    not counted.
+    A site costs its share of work, times that of the site whose channels it reads, and its
+    shortcut; what decides is not counted.
 
     Args:
       costs: of the network.
@@ -144,9 +144,10 @@ def share(costs: Costs, work: Sequence[Array]) -> Array:
     """
     total = jnp.asarray(costs.always / costs.full, jnp.float32)
     before: Any = 1.0
-    for table, mine in zip(costs.sites, work, strict=True):
+    for table, around, mine in zip(costs.sites, costs.around, work, strict=True):
         read = before if table.shape[0] > 1 else 1.0
-        total = total + jnp.asarray(table[-1, -1] / costs.full, jnp.float32) * mine * read
+        branch = jnp.asarray((table[-1, -1] - around) / costs.full, jnp.float32)
+        total = total + around / costs.full + branch * mine * read
         before = mine
     return total.mean()
 

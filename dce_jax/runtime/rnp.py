@@ -119,7 +119,7 @@ def squared_error(
     following = [*(v.max(axis=-1) for v in values[1:]), None]
     errors = []
     for mine, level, after in zip(values, levels, following, strict=True):
-        reward = level * price
+        reward = level.astype(jnp.float32) * price
         target = reward - alpha * losses if after is None else reward + gamma * after
         taken = jnp.take_along_axis(mine, level[:, None], axis=-1)[:, 0]
         errors.append(jnp.square(jax.lax.stop_gradient(target) - taken))

@@ -114,7 +114,9 @@ def _span(name: str, span: tuple[float, float] | None) -> tuple[float, float]:
     inside = least < low < high < most if name == RNP else least < low < high <= most
     if not inside:
         kind = "below 0" if name == RNP else "above 0 and at most 1"
-        raise ValueError(f"{KNOBS[name]}s from {low} to {high}: {name} needs two that rise, {kind}")
+        raise ValueError(
+            f"{KNOBS[name]} from {low} to {high}: {name} needs two ends that rise, {kind}"
+        )
     return float(low), float(high)
 
 
