@@ -32,6 +32,13 @@ def residual(*, num_classes, dtype=np.float32, width=1.0):
     return ResNet((1, 1), group_widths((1, 1), (4, 6)), num_classes, dtype=dtype)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _promotion():
+    # AdamW's bias correction raises a float to a count.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def backbones(lab):
     with pytest.MonkeyPatch.context() as patch:
@@ -134,10 +141,7 @@ def test_what_is_saved_decides_as_what_was_trained(finished, backbones):
     # The same decisions from outside, image by image: the controls stand on this.
     again = runtime_seen.followed(watcher, variables, job.subject.data.test, seen.choices)
     np.testing.assert_array_equal(again, seen.right)
-    other = jax.tree.map(lambda leaf: leaf[::-1], seen.choices)
-    swapped = runtime_seen.followed(watcher, variables, job.subject.data.test, other)
-    assert swapped.shape == (20,)
-    with pytest.raises(FileNotFoundError, match="no system here"):
+    with pytest.raises(FileNotFoundError, match="no compact model here"):
         store.load(workdir / "model" / "network", ResNet, example)
 
 
