@@ -13,7 +13,8 @@ A marker `paired:` in place of `table:` holds the differences of `experiments.pa
 `ranks:` how many different features the layers of each row's compact models have, `peers:` the same
 networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
 `signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
-what removing units costs, plainly and with their means folded (`experiments.dead`).
+what removing units costs, plainly and with their means folded (`experiments.dead`), `runtime:`
+systems that decide per input at equal work (`experiments.runtime`).
 """
 
 import argparse
@@ -32,6 +33,7 @@ from experiments import (
     pooling,
     records,
     redundancy,
+    runtime_tables,
     study_tables,
 )
 from experiments.summary import (
@@ -162,6 +164,7 @@ KINDS: dict[str, markers.Maker] = {
     "peers": peer_tables.tables,
     "signals": study_tables.tables,
     "dead": dead_tables.tables,
+    "runtime": runtime_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 
