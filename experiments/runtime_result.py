@@ -161,15 +161,16 @@ def _average(job: Job, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
     found = []
     for choice, widths in zip(choices, job.system.levels, strict=True):
         level = np.rint(choice.level.mean(keepdims=True)).astype(np.int32)
-        scale = order = share = None
+        fields: dict[str, Any] = {"level": level}
         if choice.order is not None and choice.scale is not None:
-            scale = choice.scale.mean(axis=0, keepdims=True)
+            scale = np.asarray(choice.scale).mean(axis=0, keepdims=True)
             order = np.argsort(-scale, axis=-1, kind="stable").astype(np.int32)
+            fields |= {"scale": scale, "order": order}
         if choice.share is not None:
             runs = choice.share > 0
             kept = choice.share[runs].mean() if runs.any() else 0.0
-            share = np.full(1, kept if widths[0] > 0 or level[0] > 0 else 0.0, np.float32)
-        found.append(jax.tree.map(jnp.asarray, Choice(level, order, scale, share)))
+            fields["share"] = np.full(1, kept if widths[0] > 0 or level[0] > 0 else 0.0, np.float32)
+        found.append(Choice(**jax.tree.map(jnp.asarray, fields)))
     return tuple(found)
 
 

@@ -73,7 +73,8 @@ def at(points: Sequence[tuple[float, float]], target: float) -> float | None:
     """Accuracy at some work, on the line between two points; None outside of them."""
     if not points or not points[0][0] <= target <= points[-1][0]:
         return None
-    return float(np.interp(target, *zip(*points, strict=True)))
+    work, accuracy = np.asarray(points).T
+    return float(np.interp(target, work, accuracy))
 
 
 def _table(dynamic: Sequence[Any], static: Sequence[Any]) -> str:
