@@ -77,7 +77,7 @@ def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[d
         report=lambda done, _: tell(f"round {done} of {rounds}"),
         shortest=0.0,  # every run takes the next decisions, so each is one measurement
     )
-    return latency_tables.rows(entrants, times_RC, batch=plan.batch)
+    return latency_tables.rows(subject, entrants, times_RC, chunk=plan.chunk)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +165,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         done = itertools.count(1)
         for plan in plans:
             rows += measure(subject, plan, partial(_tell, display, done, plan.batch))
-    return {"subject": _facts(arguments, subject), "rows": rows}
+    return {"subject": _facts(arguments, subject), "latency": rows}
 
 
 def _tell(display: Display, done: Iterator[int], batch: int, what: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from dce_jax.runtime import Choice, System, costs
+from dce_jax.runtime import Choice, System, costs, systems
 from experiments import records
 
 POOL = 10_000
@@ -86,12 +86,13 @@ def read(path: Path) -> File:
         )
     if not all(type(level) is int and level >= 0 for row in rows for level in row):
         raise ValueError(f"{path}: levels are indices into a site's widths, 0, 1, 2, ...")
-    levels = np.asarray(rows, np.int32)
-    parts = found.get("parts", int(levels.max()) + 1)
-    if type(parts) is not int or parts <= levels.max():
+    levels, system = np.asarray(rows, np.int32), found.get("system", systems.RNP)
+    skip = int(system in (systems.L, systems.LC))  # level 0 is then a branch that is skipped
+    parts = found.get("parts", max(1, int(levels.max()) + 1 - skip))
+    if type(parts) is not int or parts + skip <= levels.max():
         raise ValueError(f"{path}: level {levels.max()} does not exist with parts = {parts!r}")
     facts = {key: found[key] for key in ("knob", "system", "share") if key in found}
-    return File(Pool(levels, {"file": path.name, **facts}), found.get("system", "rnp"), parts)
+    return File(Pool(levels, {"file": path.name, **facts}), system, parts)
 
 
 def drawn(system: System, target: float) -> Pool:

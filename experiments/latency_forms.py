@@ -17,6 +17,7 @@ from dce_jax.runtime import (
     System,
     chain,
     chunked,
+    costs,
     run,
     systems,
 )
@@ -54,14 +55,17 @@ class Form(NamedTuple):
     """A compiled way to run the network.
 
     Attributes:
-      name: ``full``, or the execution's.
-      program: compiled; see `forms`.
-      decides: whether it takes decisions.
+      execution: how decisions are run; None: the network as it is, without any.
+      program: compiled.
     """
 
-    name: str
+    execution: Execution | None
     program: timing.Program
-    decides: bool
+
+    @property
+    def name(self) -> str:
+        """``full``, or the execution's."""
+        return FULL if self.execution is None else self.execution.name
 
 
 def untrained(network: str, *, width: float, name: str, parts: int, images: int) -> Subject:
@@ -142,6 +146,29 @@ def deciding(
     return logits
 
 
+def computed(subject: Subject, form: Form, draws: Draws, chunk: int) -> float:
+    """Mean share of the whole network's multiply-accumulates that a form computes.
+
+    Args:
+      subject: network and system.
+      form: what runs.
+      draws: what is decided.
+      chunk: images in a chunk.
+    """
+    system = subject.system
+    if form.execution is None:
+        return 1.0
+    if form.execution is MASKED:
+        return 1.0 + system.deciding / system.costs.full
+    if form.execution.shared:
+        return draws.share
+    found = [
+        costs.chunked_share(system.costs, levels_SB, chunk, system.deciding)
+        for levels_SB in draws.levels_RSB
+    ]
+    return sum(found) / len(found)
+
+
 def executions(batch: int, chunk: int) -> tuple[Execution, ...]:
     """Ways to run a batch: one image by a switch, several in chunks; masked to compare."""
     return (SWITCHED if batch == 1 else chunked(chunk), MASKED)
@@ -163,13 +190,13 @@ def forms(
     rest = (subject.params, _knob(subject), levels)
     tell(FULL)
     first = timing.compiled(whole(subject), subject.variables, images, donate=False)
-    found = [Form(FULL, first, False)]
+    found = [Form(None, first)]
     for execution in executions(batch, chunk):
         tell(execution.name)
         program = timing.compiled(
             deciding(subject, execution), subject.variables, images, *rest, donate=False
         )
-        found.append(Form(execution.name, program, True))
+        found.append(Form(execution, program))
     return tuple(found)
 
 
@@ -183,12 +210,12 @@ def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
     """
     rounds, _, batch = draws.levels_RSB.shape
     images = _batches(subject.images, rounds, batch)
-    levels = [jax.device_put(each) for each in draws.levels_RSB] if form.decides else []
+    levels = [jax.device_put(each) for each in draws.levels_RSB] if form.execution else []
     knob = _knob(subject)
 
     def turn(done: int, variables: PyTree) -> tuple[int, dict[str, Array]]:
         at = done % rounds
-        more = (subject.params, knob, levels[at]) if form.decides else ()
+        more = (subject.params, knob, levels[at]) if form.execution else ()
         return done + 1, {"logits": form.program.call(variables, images[at], *more)}
 
     # Warming up takes the last decisions, the first round the first.

@@ -17,7 +17,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
     Args:
       found: the JSON of `experiments.latency`.
     """
-    about, batches = found["subject"], list(dict.fromkeys(row["batch"] for row in found["rows"]))
+    about, batches = found["subject"], list(dict.fromkeys(row["batch"] for row in found["latency"]))
     figure = Figure(figsize=(1.5 + 4.2 * len(batches), 4.4), layout="constrained")
     figure.suptitle(
         f"{about['network']}, width {about['width']:g}, {found['device']}: what is decided per "
@@ -26,7 +26,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
     )
     panels = figure.subplots(1, len(batches), squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
-        _panel(axes, [row for row in found["rows"] if row["batch"] == batch], batch)
+        _panel(axes, [row for row in found["latency"] if row["batch"] == batch], batch)
     return figure
 
 
@@ -51,8 +51,8 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
             label=form,
         )
     style(axes).set_title(f"batch {batch}", fontsize=10)
-    axes.set_xlim(0, 1.05)
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mean MACs / whole network, decision network included", fontsize=10)
     axes.set_ylabel("time / whole network", fontsize=10)
-    axes.legend(fontsize=9, frameon=False, loc="lower right")
+    axes.legend(fontsize=9, frameon=False, loc="upper left")

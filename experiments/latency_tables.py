@@ -10,23 +10,31 @@ from rich.table import Table
 
 from experiments import records, timing
 from experiments.latency_decisions import Draws
-from experiments.latency_forms import FULL, Form
+from experiments.latency_forms import FULL, Form, Subject, computed
 from experiments.summary import interval, markdown
 
 Row = Mapping[str, Any]
 
-_HEADS = ("batch", "form", "MACs / full", "ms, median", "time / full [95 %]", "compile s")
+_HEADS = (
+    *("batch", "form", "MACs decided / full", "computed / full", "ms, median"),
+    *("time / full [95 %]", "compile s"),
+)
 
 
 def rows(
-    entrants: Sequence[tuple[Form, Draws]], times_RC: npt.NDArray[np.float64], *, batch: int
+    subject: Subject,
+    entrants: Sequence[tuple[Form, Draws]],
+    times_RC: npt.NDArray[np.float64],
+    *,
+    chunk: int,
 ) -> list[dict[str, Any]]:
     """The JSON's rows.
 
     Args:
+      subject: network and system.
       entrants: what was timed, the whole network first, and its decisions.
       times_RC: float64[rounds, entrants], ms.
-      batch: B.
+      chunk: images in a chunk.
     """
     found = []
     for i, (form, draws) in enumerate(entrants):
@@ -34,10 +42,11 @@ def rows(
         paired = timing.ratio(times_RC[:, i], times_RC[:, 0])
         found.append(
             {
-                "batch": batch,
+                "batch": draws.levels_RSB.shape[2],
                 "form": form.name,
-                "share": draws.share if form.decides else 1.0,
-                "decisions": draws.facts if form.decides else None,
+                "share": draws.share if form.execution else 1.0,
+                "share_computed": computed(subject, form, draws, chunk),
+                "decisions": draws.facts if form.execution else None,
                 "rounds": len(times_RC),
                 "ms_median": float(np.median(times_RC[:, i])),
                 "ms_mean": float(times_RC[:, i].mean()),
@@ -62,13 +71,13 @@ def table(found: Mapping[str, Any]) -> Table:
     shown = Table(
         title=_title(found),
         title_justify="left",
-        caption="MACs: mean of the decisions timed, the decision network's included; "
-        "time: ratio of means",
+        caption="MACs: mean over the decisions timed, with the decision network's; "
+        "time: ratio of means over rounds",
         caption_justify="left",
     )
     for head in _HEADS:
         shown.add_column(head, justify="left" if head == "form" else "right")
-    for row in found["rows"]:
+    for row in found["latency"]:
         shown.add_row(*_cells(row))
     return shown
 
@@ -88,12 +97,12 @@ def tables(paths: Sequence[Path]) -> str:
 
 def _markdown(path: Path) -> str:
     found = records.read_json(path)
-    if not {"subject", "rows"} <= set(found):
+    if not {"subject", "latency"} <= set(found):
         raise ValueError(
             f"{path} holds no latencies: name a file that `python -m experiments.latency --json` "
             "wrote"
         )
-    return f"{_title(found)}:\n\n" + markdown(_HEADS, list(map(_cells, found["rows"])), left=2)
+    return f"{_title(found)}:\n\n" + markdown(_HEADS, list(map(_cells, found["latency"])), left=2)
 
 
 def _title(found: Mapping[str, Any]) -> str:
@@ -110,6 +119,7 @@ def _cells(row: Row) -> list[str]:
         str(row["batch"]),
         row["form"],
         "1" if row["form"] == FULL else f"{row['share']:.3f}",
+        "1" if row["form"] == FULL else f"{row['share_computed']:.3f}",
         f"{row['ms_median']:.1f}",
         "1" if row["form"] == FULL else interval(row, "ratio"),
         f"{row['compile_s']:.1f}",

@@ -13,7 +13,8 @@ A marker `paired:` in place of `table:` holds the differences of `experiments.pa
 `ranks:` how many different features the layers of each row's compact models have, `peers:` the same
 networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
 `signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
-what removing units costs, plainly and with their means folded (`experiments.dead`).
+what removing units costs, plainly and with their means folded (`experiments.dead`), `latency:` how
+long per-input execution takes (`experiments.latency`).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 from experiments import (
     cost_rows,
     dead_tables,
+    latency_tables,
     markers,
     paired,
     peer_tables,
@@ -162,6 +164,7 @@ KINDS: dict[str, markers.Maker] = {
     "peers": peer_tables.tables,
     "signals": study_tables.tables,
     "dead": dead_tables.tables,
+    "latency": latency_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

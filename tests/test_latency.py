@@ -1,0 +1,337 @@
+"""The latency of per-input execution: its decisions, what it times, what it writes and refuses."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from dce_jax import networks
+from dce_jax.runtime import MASKED, SWITCHED, costs, execute, replay, run, systems
+from dce_jax.runtime import choice as choices_of
+from dce_jax.runtime.choice import Choice
+from experiments import latency, latency_decisions, latency_forms, latency_tables, tables, timing
+
+WORDS = ("--network", "tiny", "--repeats", "3", "--batch_repeats", "2", "--chunk", "4")
+FULL, SWITCH, MASK, CHUNKS = "full", "switched", "masked", "chunks of 4"
+
+
+def tiny(**_) -> networks.VGG:
+    widths = FrozenDict(conv0=2, conv1=16, conv2=16)
+    return networks.VGG(depths=(1, 2), widths=widths, num_classes=10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.NETWORKS, "tiny", tiny)
+        yield
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return latency_forms.untrained("tiny", width=1.0, name="rnp", parts=4, images=6)
+
+
+@pytest.fixture(scope="module")
+def system(asked):
+    return asked.system
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    asked = latency_forms.untrained("tiny", width=1.0, name="rnp", parts=2, images=2)
+    return asked, latency_forms.forms(asked, batch=1, chunk=1, tell=print)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    path = tmp_path_factory.mktemp("latency") / "latency.json"
+    picture = path.with_suffix(".svg")
+    words = [*WORDS, "--parts", "2", "--macs", "0.5,1.0", "--batch", "1,6", "--json", str(path)]
+    assert latency.main([*words, "--plot", str(picture)]) == 0
+    return path, picture.read_text()
+
+
+def test_the_file_has_a_row_per_batch_form_and_target(measured):
+    found = json.loads(measured[0].read_text())
+    assert {"device", "versions", "command", "settings", "ratio", "subject"} < set(found)
+    assert found["command"].startswith("python -m experiments.latency --network tiny")
+    assert "--json latency.json" in found["command"]
+    assert found["subject"]["levels"] == [[8, 16], [8, 16]]
+    assert found["settings"] == {"batch": [1, 6], "chunk": 4, "repeats": 3, "batch_repeats": 2}
+    rows = found["latency"]
+    assert [(row["batch"], row["form"], row["rounds"]) for row in rows] == [
+        *((1, form, 3) for form in (FULL, SWITCH, MASK, SWITCH, MASK)),
+        *((6, form, 2) for form in (FULL, CHUNKS, MASK, CHUNKS, MASK)),
+    ]
+    targets = [row["decisions"] and row["decisions"]["target"] for row in rows]
+    assert targets == 2 * [None, 0.5, 0.5, 1.0, 1.0]
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert 0 < row["ms_min"] <= row["ms_median"] <= row["ms_max"] and row["compile_s"] > 0
+    assert all(rows[i]["ratio"] == 1.0 == rows[i]["share"] for i in (0, 5))
+
+
+def test_rows_tell_what_was_decided_and_what_was_computed(measured):
+    found = json.loads(measured[0].read_text())
+    whole = 1.0 + found["subject"]["macs_deciding"] / found["subject"]["macs_full"]
+    assert whole > 1.0
+    for row in found["latency"]:
+        decided, ran = row["share"], row["share_computed"]
+        if row["form"] == MASK:
+            assert ran == pytest.approx(whole) and decided <= whole + 1e-6
+        elif row["form"] == SWITCH:
+            assert ran == decided
+        elif row["form"] == CHUNKS:
+            assert decided - 1e-6 <= ran <= whole + 1e-6
+    (mixed, everything) = [row for row in found["latency"] if row["form"] == CHUNKS]
+    assert mixed["share_computed"] > mixed["share"] + 0.01
+    assert everything["share"] == pytest.approx(whole)
+
+
+def test_the_picture_and_the_tables_show_the_rows(measured, tmp_path):
+    path, picture = measured
+    assert picture.lstrip().startswith("<?xml")
+    lines = latency_tables.tables([path]).splitlines()
+    assert lines[0].startswith("tiny, width 1, 2 sites of 2 widths, rnp; cpu")
+    assert len(lines) == 2 + 2 + 10 and lines[4].startswith("| 1 | full | 1 | 1 |")
+    assert tables.KINDS["latency"] is latency_tables.tables
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    with pytest.raises(ValueError, match="holds no latencies"):
+        latency_tables.tables([other])
+
+
+def test_the_decision_network_is_in_the_programs(compiled):
+    _, (full, *deciding) = compiled
+    assert "Decider" not in full.program.call.as_text()
+    for form in deciding:
+        text = form.program.call.as_text()
+        for site in range(2):
+            assert f"Decider/encoders_{site}/dot_general" in text, form.name
+        assert "Decider/cell/hn/dot_general" in text and "Decider/values/dot_general" in text
+
+
+def test_told_decisions_run_and_untold_ones_are_the_decision_networks(compiled):
+    asked, (full, *deciding) = compiled
+    image, knob = asked.images[:1], jnp.asarray(asked.knob)
+
+    def outputs(form, params, levels):
+        told = jnp.asarray(levels, jnp.int32)[:, None]
+        return form.program.call(asked.variables, image, params, knob, told)
+
+    @partial(jax.jit, static_argnums=0)
+    def plain(execution, policy_params, levels):
+        policy = systems.policy(asked.system, policy_params, knob)
+        if levels is not None:
+            policy = replay(tuple(Choice(level[None]) for level in levels))
+        return run(
+            asked.system.chain, asked.system.levels, asked.variables, image, policy, execution
+        )
+
+    choices = plain(MASKED, asked.params, None).choices
+    own = [int(choice.level[0]) for choice in choices]
+    other = [1 - level for level in own]
+    for form, execution in zip(deciding, (SWITCHED, MASKED), strict=True):
+        untold = outputs(form, asked.params, [-1, -1])
+        np.testing.assert_allclose(untold, outputs(form, asked.params, own), rtol=1e-5)
+        want = plain(execution, None, jnp.asarray(other)).logits
+        np.testing.assert_allclose(outputs(form, asked.params, other), want, rtol=1e-5)
+        assert np.abs(np.asarray(untold - want)).max() > 1e-3
+        everything = full.program.call(asked.variables, image)
+        np.testing.assert_allclose(outputs(form, asked.params, [1, 1]), everything, rtol=1e-4)
+
+
+def test_every_round_takes_the_next_decisions_and_all_forms_the_same(asked):
+    pool = latency_decisions.drawn(asked.system, 0.5)
+    draws = latency_decisions.draws(asked.system, pool, rounds=4, batch=3)
+    seen: dict[str, list] = {}
+
+    def contender(execution):
+        name = "full" if execution is None else execution.name
+
+        def call(variables, images, *more):
+            levels = more[-1] if more else None
+            seen.setdefault(name, []).append((np.asarray(images), levels))
+            return images
+
+        program = timing.Program(call, 0.0, None)
+        return latency_forms.contender(asked, latency_forms.Form(execution, program), draws)
+
+    timing.interleave(
+        [contender(each) for each in (None, execute.chunked(2), MASKED)],
+        least=4,
+        until=0.0,
+        report=print,
+        shortest=0.0,
+    )
+    assert all(levels is None for _, levels in seen["full"])
+    for name in ("chunks of 2", "masked"):
+        told = [levels for _, levels in seen[name]]
+        np.testing.assert_array_equal(told, draws.levels_RSB[[3, 0, 1, 2, 3]])
+    for each in seen.values():
+        shown = [images for images, _ in each]
+        first, second = np.asarray(asked.images[:3]), np.asarray(asked.images[3:])
+        np.testing.assert_array_equal(shown, [second, first, second, first, second])
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize(("rounds", "batch"), [(30, 1), (3, 16)])
+def test_drawn_decisions_cost_what_was_asked_for(system, target, rounds, batch):
+    pool = latency_decisions.drawn(system, target)
+    draws = latency_decisions.draws(system, pool, rounds=rounds, batch=batch)
+    deciding = system.deciding / system.costs.full
+    assert draws.levels_RSB.shape == (rounds, 2, batch) and draws.levels_RSB.dtype == np.int32
+    assert draws.share - deciding == pytest.approx(target, rel=0.02)
+    images = draws.levels_RSB.transpose(0, 2, 1).reshape(-1, 2)
+    assert latency_decisions.shares(system, images).mean() == pytest.approx(draws.share)
+    # As spread as all of them, in no order.
+    spread = latency_decisions.shares(system, images)
+    every = latency_decisions.shares(system, pool.levels_NS)
+    assert spread.std() == pytest.approx(every.std(), rel=0.1)
+    assert abs(np.corrcoef(spread, np.arange(len(spread)))[0, 1]) < 0.5
+    assert pool.facts["target"] == target
+
+
+def test_the_ends_are_the_smallest_and_the_full_widths(system):
+    full = latency_decisions.drawn(system, 1.0)
+    assert (full.levels_NS == 3).all()
+    shares = latency_decisions.shares(system, np.zeros((1, 2), np.int32))
+    least = float(shares[0]) - system.deciding / system.costs.full
+    assert (latency_decisions.drawn(system, least + 1e-6).levels_NS == 0).mean() > 0.999
+    for target in (0.9 * least, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="decisions span"):
+            latency_decisions.drawn(system, target)
+
+
+def test_decisions_of_a_file_are_used_as_given(compiled, monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "forms", lambda *_, **__: compiled[1])  # compiled before
+    path, out = tmp_path / "decisions.json", tmp_path / "latency.json"
+    rows = [[0, 1], [1, 1], [0, 0]]
+    given = {"levels": rows, "parts": 2, "knob": -0.03, "system": "rnp", "share": 0.4}
+    path.write_text(json.dumps(given))
+    file = latency_decisions.read(path)
+    draws = latency_decisions.draws(compiled[0].system, file.pool, rounds=3, batch=1)
+    assert sorted(draws.levels_RSB[:, :, 0].tolist()) == sorted(rows)
+    words = ["--decisions", str(path), "--batch", "1", "--json", str(out)]
+    assert latency.main([*WORDS, *words]) == 0
+    found = json.loads(out.read_text())
+    assert [row["form"] for row in found["latency"]] == [FULL, SWITCH, MASK]
+    want = {"file": "decisions.json", "knob": -0.03, "system": "rnp", "share": 0.4}
+    assert found["latency"][1]["decisions"] == {**want, "images_in_pool": 3}
+    assert found["latency"][1]["share"] == pytest.approx(draws.share)
+    assert "--decisions decisions.json" in found["command"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"), [({}, 4), ({"parts": 5}, 5), ({"system": "lc"}, 3), ({"system": "l"}, 3)]
+)
+def test_the_largest_level_tells_the_widths_where_the_file_does_not(tmp_path, extra, parts):
+    path = tmp_path / "decisions.json"
+    path.write_text(json.dumps({"levels": [[0, 3]], **extra}))
+    assert latency_decisions.read(path).parts == parts
+
+
+def test_the_mean_of_a_pool_survives_however_many_are_timed(system):
+    levels = np.random.default_rng(1).integers(4, size=(50, 2)).astype(np.int32)
+    pool = latency_decisions.Pool(levels, {})
+    every = latency_decisions.shares(system, levels).mean()
+    for rounds in (7, 50, 120):  # fewer than there are, all, and more
+        draws = latency_decisions.draws(system, pool, rounds=rounds, batch=1)
+        assert draws.share == pytest.approx(every, rel=0.03)
+    with pytest.raises(ValueError, match="about 3 sites for a network of 2"):
+        latency_decisions.draws(
+            system, latency_decisions.Pool(np.zeros((1, 3), np.int32), {}), rounds=1, batch=1
+        )
+    with pytest.raises(ValueError, match="level 4 is decided where a site has 4 widths"):
+        latency_decisions.draws(
+            system, latency_decisions.Pool(np.full((1, 2), 4, np.int32), {}), rounds=1, batch=1
+        )
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_chunks_cost_what_really_runs_in_them(system, monkeypatch, size):
+    levels = np.array([[0, 3, 1, 3, 2, 0], [3, 0, 0, 1, 1, 0]], np.int32)
+    choices = [Choice(jnp.asarray(level)) for level in levels]
+    chain, total = system.chain, 6 * system.costs.always
+
+    def switch(site, before, level, variables, x, choice):
+        nonlocal total
+        table = system.costs.sites[chain.sites.index(site.link)]
+        total += len(x) * table[int(before), int(level)]
+        return x
+
+    def one_by_one(run, stacked):  # so that `_switch` is given numbers
+        return jnp.stack([run(choices_of.row(stacked, i)) for i in range(6 // size)])
+
+    monkeypatch.setattr(execute, "_switch", switch)
+    monkeypatch.setattr(jax.lax, "map", one_by_one)
+    for place, (link, widths) in enumerate(zip(chain.sites, system.levels, strict=True)):
+        before = (system.levels[0], choices[0]) if place else None
+        site = execute.Site(chain, link, widths, choices[place], before)
+        execute.chunked(size).run(site, {}, jnp.zeros((6, 1, 1, 1)))
+    found = costs.chunked_share(system.costs, levels, size)
+    assert found == pytest.approx(total / (6 * system.costs.full))
+    alone = latency_decisions.shares(system, levels.T).mean()
+    with_deciding = costs.chunked_share(system.costs, levels, size, system.deciding)
+    extra = with_deciding - alone
+    assert extra == pytest.approx(0.0, abs=1e-6) if size == 1 else extra > 0.01
+
+
+def test_the_ratio_of_means_weighs_rounds_by_their_time():
+    times, full = np.array([1.0, 1.0, 10.0]), np.array([4.0, 4.0, 4.0])
+    ratio, low, high = timing.ratio_of_means(times, full)
+    assert ratio == pytest.approx(1.0) and timing.ratio(times, full).median == 0.25
+    assert low == pytest.approx(0.25) and high == pytest.approx(2.5)
+    paired = timing.ratio_of_means(3.0 * times, times)  # rounds are drawn as pairs
+    assert paired == pytest.approx((3.0, 3.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--chunk", "7", "--batch", "1,6"], "--chunk 7 is larger than a batch of 6"),
+        (["--chunk", "0"], "--chunk is 0"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--batch_repeats", "-1"], "--batch_repeats is -1"),
+        (["--batch", "0,6"], "--batch 0"),
+        (["--macs", "0.01", "--batch", "1"], "--macs 0.01: with 4 widths per site"),
+        (["--parts", "17", "--batch", "1"], "17 widths asked of conv1"),
+        (["--parts", "1", "--batch", "1"], "nothing to choose from"),
+        (["--network", "vgg61"], "unknown network"),
+        (["--network", "mobilenetv2", "--batch", "1"], "cannot be cut into links"),
+        (["--decisions", "missing.json"], "missing.json does not exist"),
+        (["--decisions", "missing.json", "--macs", "0.5"], "leave out --macs and --parts"),
+        (["--decisions", "missing.json", "--parts", "2"], "leave out --macs and --parts"),
+    ],
+)
+def test_bad_input_is_refused(words, message, capsys):
+    assert latency.main([*WORDS, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no decisions"),
+        ('{"levels": []}', "holds no decisions"),
+        ('{"levels": [1, 2]}', "holds no decisions"),
+        ('{"levels": [[0, 1], [0]]}', r"rows of \[1, 2\] levels"),
+        ('{"levels": [[]]}', "rows of"),
+        ('{"levels": [[0, -1]]}', "levels are indices"),
+        ('{"levels": [[0, 1.5]]}', "levels are indices"),
+        ('{"levels": [[0, 2]], "parts": 2}', "level 2 does not exist with parts = 2"),
+        ('{"levels": [[0, 2]], "parts": "4"}', "parts = '4'"),
+        ('{"levels": [[0, 2]], "parts": 2, "system": "c"}', "level 2 does not exist"),
+    ],
+)
+def test_bad_files_of_decisions_are_refused(tmp_path, text, message):
+    path = tmp_path / "decisions.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        latency_decisions.read(path)
