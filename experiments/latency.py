@@ -31,7 +31,7 @@ from experiments import latency_decisions, latency_plot, latency_tables, machine
 from experiments.arguments import list_of, portable
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File
-from experiments.latency_forms import Subject, contender, executions, forms, untrained
+from experiments.latency_forms import Subject, check_nested, contender, executions, forms, untrained
 
 _PARTS = 4
 _MACS = (0.333,)
@@ -155,6 +155,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         parts=given.parts if given else _PARTS if arguments.parts is None else arguments.parts,
         images=max(arguments.batch),
     )
+    if max(arguments.batch) > 1:
+        check_nested(subject)
     plans = _plans(arguments, subject, given)
     total = sum(
         2 + len(executions(plan.batch, plan.chunk)) + len(plan.draws[0].levels_RSB)

@@ -147,6 +147,22 @@ def deciding(
     return logits
 
 
+def check_nested(subject: Subject) -> None:
+    """Refuses systems whose images choose channels of their own, which no chunk can share.
+
+    Raises:
+      ValueError: the system orders channels per image.
+    """
+    system = subject.system
+    decide = systems.policy(system, subject.params, _knob(subject))
+    pooled = jax.ShapeDtypeStruct((1, system.sizes[0]), jnp.float32)
+    if jax.eval_shape(lambda pooled: decide(0, pooled, None)[0], pooled).order is not None:
+        raise ValueError(
+            f"{system.name} chooses other channels for every image, so a batch cannot run in "
+            "chunks: --batch 1"
+        )
+
+
 def computed(subject: Subject, form: Form, draws: Draws, chunk: int) -> float:
     """Mean share of the whole network's multiply-accumulates that a form computes.
 

@@ -135,13 +135,14 @@ def test_told_decisions_run_and_untold_ones_are_the_decision_networks(compiled):
 
     choices = plain(MASKED, asked.params, None).choices
     own = [int(choice.level[0]) for choice in choices]
-    other = [1 - level for level in own]
     for form, execution in zip(deciding, (SWITCHED, MASKED), strict=True):
         untold = outputs(form, asked.params, [-1, -1])
         np.testing.assert_allclose(untold, outputs(form, asked.params, own), rtol=1e-5)
-        want = plain(execution, None, jnp.asarray(other)).logits
-        np.testing.assert_allclose(outputs(form, asked.params, other), want, rtol=1e-5)
-        assert np.abs(np.asarray(untold - want)).max() > 1e-3
+        for levels in ([0, 0], [0, 1], [1, 0], [1, 1]):
+            want = plain(execution, None, jnp.asarray(levels)).logits
+            np.testing.assert_allclose(outputs(form, asked.params, levels), want, rtol=1e-4)
+            same = np.allclose(untold, want, rtol=1e-3)
+            assert same == (levels == own)
         everything = full.program.call(asked.variables, image)
         np.testing.assert_allclose(outputs(form, asked.params, [1, 1]), everything, rtol=1e-4)
 
@@ -225,6 +226,13 @@ def test_decisions_of_a_file_are_used_as_given(compiled, monkeypatch, tmp_path):
     assert found["latency"][1]["decisions"] == {**want, "images_in_pool": 3}
     assert found["latency"][1]["share"] == pytest.approx(draws.share)
     assert "--decisions decisions.json" in found["command"]
+
+
+def test_images_with_channels_of_their_own_do_not_run_in_chunks(tmp_path, capsys):
+    path = tmp_path / "decisions.json"
+    path.write_text(json.dumps({"levels": [[1, 1]], "parts": 2, "system": "fbs"}))
+    assert latency.main([*WORDS, "--decisions", str(path), "--batch", "1,6"]) == 2
+    assert "fbs chooses other channels for every image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
