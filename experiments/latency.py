@@ -31,7 +31,8 @@ from experiments import latency_decisions, latency_plot, latency_tables, machine
 from experiments.arguments import list_of, portable
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File
-from experiments.latency_forms import Subject, check_nested, contender, executions, forms, untrained
+from experiments.latency_forms import contender, executions, forms
+from experiments.latency_subject import Subject, check_nested, untrained
 
 _PARTS = 4
 _MACS = (0.333,)

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from experiments import records, timing
 from experiments.latency_decisions import Draws
-from experiments.latency_forms import FULL, Form, Subject, computed
+from experiments.latency_forms import FULL, Form, computed
+from experiments.latency_subject import Subject
 from experiments.summary import interval, markdown
 
 Row = Mapping[str, Any]
