@@ -18,7 +18,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
       found: the JSON of `experiments.latency`.
     """
     about, batches = found["subject"], list(dict.fromkeys(row["batch"] for row in found["latency"]))
-    figure = Figure(figsize=(1.5 + 4.2 * len(batches), 4.4), layout="constrained")
+    figure = Figure(figsize=(1.5 + 4.2 * len(batches), 4.8), layout="constrained")
     figure.suptitle(
         f"{about['network']}, width {about['width']:g}, {found['device']}: what is decided per "
         "image, and its time",
@@ -55,4 +55,5 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mean MACs / whole network, decision network included", fontsize=10)
     axes.set_ylabel("time / whole network", fontsize=10)
-    axes.legend(fontsize=9, frameon=False, loc="upper left")
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+    axes.legend(fontsize=9, frameon=False, **below)
