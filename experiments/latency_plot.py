@@ -55,5 +55,4 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("mean MACs / whole network, decision network included", fontsize=10)
     axes.set_ylabel("time / whole network", fontsize=10)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
-    axes.legend(fontsize=9, frameon=False, **below)
+    axes.legend(fontsize=9, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
