@@ -28,6 +28,7 @@ _PLACES = {
     "--data_dir": "DIR",
     "--json": "{}",
     "--plot": "{}",
+    "--decisions": "{}",
 }
 
 

@@ -13,7 +13,7 @@ import optax
 from dce_jax import channels as maps
 from dce_jax import forward, step
 from dce_jax.channels import ChannelMap
-from dce_jax.types import Array
+from dce_jax.types import Array, PyTree
 
 
 class Bench(NamedTuple):
@@ -106,18 +106,26 @@ def initial(bench: Bench, module: nn.Module) -> step.LoopState:
       bench: what the variants share.
       module: the network, at any width.
     """
-    # Numbers from the host: compiling an initialiser's draws takes seconds, and what a step costs
-    # does not depend on them.
     found = shapes(bench, module)
-    draw = np.random.default_rng(1)
     state = step.LoopState(
-        params=jax.tree.map(partial(_weights, draw), found.params),
+        params=weights(found.params),
         model_state=jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), found.model_state),
         opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found.opt_state),
         key=jax.random.key(0),
         step=jnp.zeros((), jnp.int32),
     )
     return jax.device_put(state, may_alias=False)  # its buffers are given up
+
+
+def weights(found: PyTree) -> PyTree:
+    """Random parameters from the host, in NumPy arrays; ones where there is one axis.
+
+    Compiling an initialiser's draws takes seconds, and what a step costs does not depend on them.
+
+    Args:
+      found: their shapes.
+    """
+    return jax.tree.map(partial(_weights, np.random.default_rng(1)), found)
 
 
 def _weights(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> npt.NDArray[np.floating]:

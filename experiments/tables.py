@@ -14,7 +14,8 @@ A marker `paired:` in place of `table:` holds the differences of `experiments.pa
 networks' steps in PyTorch and what whole workflows take (`experiments.benchmark --peers`),
 `signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
 what removing units costs, plainly and with their means folded (`experiments.dead`), `runtime:`
-systems that decide per input at equal work (`experiments.runtime`).
+systems that decide per input at equal work (`experiments.runtime`), `latency:` how long they take
+(`experiments.latency`).
 """
 
 import argparse
@@ -27,6 +28,7 @@ from typing import Any
 from experiments import (
     cost_rows,
     dead_tables,
+    latency_tables,
     markers,
     paired,
     peer_tables,
@@ -165,6 +167,7 @@ KINDS: dict[str, markers.Maker] = {
     "signals": study_tables.tables,
     "dead": dead_tables.tables,
     "runtime": runtime_tables.tables,
+    "latency": latency_tables.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 

@@ -19,6 +19,9 @@ from dce_jax.types import PyTree
 RESAMPLES = 2000
 """Bootstrap samples per interval."""
 
+_ENDS = (0.025, 0.975)
+"""Quantiles of its ends."""
+
 SHORTEST = 0.25
 """Seconds that one measurement lasts at least: short steps are repeated, or waking up the waiting
 host would be a visible part of some contenders' time and not of others'."""
@@ -167,10 +170,30 @@ def ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float6
       denominator: float64[rounds], ms of another in the same rounds.
     """
     paired = numerator / denominator
-    # A fixed seed: the same times give the same interval.
-    draws = np.random.default_rng(0).integers(len(paired), size=(RESAMPLES, len(paired)))
-    low, high = np.quantile(np.median(paired[draws], axis=1), (0.025, 0.975))
+    low, high = np.quantile(np.median(paired[_resampled(len(paired))], axis=1), _ENDS)
     return Ratio(float(np.median(paired)), float(low), float(high))
+
+
+def ratio_of_means(
+    numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Ratio of two contenders' mean times where rounds differ in work, not in noise alone.
+
+    Args:
+      numerator: float64[rounds], ms of one contender.
+      denominator: float64[rounds], ms of another in the same rounds.
+
+    Returns:
+      The ratio and the ends of its percentile bootstrap interval, of rounds drawn as pairs.
+    """
+    draws = _resampled(len(numerator))
+    low, high = np.quantile(numerator[draws].mean(axis=1) / denominator[draws].mean(axis=1), _ENDS)
+    return float(numerator.mean() / denominator.mean()), float(low), float(high)
+
+
+def _resampled(rounds: int) -> npt.NDArray[np.int64]:
+    # A fixed seed: the same times give the same interval.
+    return np.random.default_rng(0).integers(rounds, size=(RESAMPLES, rounds))
 
 
 def overtaken(

@@ -83,3 +83,30 @@ def share(costs: Costs, choices: Sequence[Choice], deciding: float = 0.0) -> Arr
         total = total + jnp.asarray(site / costs.full, jnp.float32)[rows, choice.level]
         before = choice.level
     return total
+
+
+def chunked_share(
+    costs: Costs, levels_SB: npt.NDArray[np.int32], size: int, deciding: float = 0.0
+) -> float:
+    """Multiply-accumulates of a batch in chunks, as a share of the whole network's for it.
+
+    A chunk computes what the images in it that ask for most ask for, so this is more than the mean
+    of `share`.
+
+    Args:
+      costs: of the network.
+      levels_SB: int32[sites, B], decisions on nested channels.
+      size: images in a chunk, of `execute.chunked`.
+      deciding: multiply-accumulates of the policy, per image.
+    """
+    batch = levels_SB.shape[1]
+    total = batch * (costs.always + deciding)
+    before = np.zeros(batch, np.int32)
+    for site, level in zip(costs.sites, levels_SB, strict=True):
+        reads = before if len(site) > 1 else np.zeros_like(level)
+        order = np.lexsort((-reads, -level))
+        for start in range(0, batch, size):
+            chunk = order[start : start + size]
+            total += len(chunk) * float(site[reads[chunk].max(), level[chunk].max()])
+        before = level
+    return total / (batch * costs.full)

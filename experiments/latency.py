@@ -1,0 +1,222 @@
+r"""How long per-input execution takes: only what is decided, beside the whole network, in turns.
+
+  python -m experiments.latency --json latency.json                    # VGG-16, a third of the MACs
+  python -m experiments.latency --macs 0.1,0.2,0.333,0.5,0.75,1.0 --plot latency.png
+  python -m experiments.latency --decisions decisions.json --batch 1
+
+One image runs through a switch over widths, a batch in chunks of images that ask for the same;
+the masked form, which computes everything, runs the same decisions. The decision network is in all
+three, and runs: what it decides is overruled at run time by the decisions that are drawn. The whole
+network is 1. In every round each contender runs once, on the round's own decisions; a ratio is that
+of mean times over rounds, with a 95 % bootstrap interval over rounds.
+
+Decisions are those of a file, one row of levels per image, or drawn for a mean share of the
+network's MACs; every round's are evenly spread over them, from the cheapest to the dearest.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from experiments import latency_decisions, latency_plot, latency_tables, machine, output, timing
+from experiments.arguments import list_of, portable
+from experiments.display import Display, progress
+from experiments.latency_decisions import Draws, File
+from experiments.latency_forms import contender, executions, forms
+from experiments.latency_subject import Subject, check_nested, untrained
+
+_PARTS = 4
+_MACS = (0.333,)
+_BATCHES = (1, 256)
+_SIZES = {
+    "chunk": (32, "images in a chunk, of batches"),
+    "repeats": (40, "rounds with one image"),
+    "batch_repeats": (5, "rounds with a batch"),
+}
+
+
+class Plan(NamedTuple):
+    """What is measured at one batch size.
+
+    Attributes:
+      batch: B.
+      chunk: images in a chunk.
+      draws: sets of decisions, each timed in all forms.
+    """
+
+    batch: int
+    chunk: int
+    draws: tuple[Draws, ...]
+
+
+def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Rows of one batch size: the whole network, then every form at every set of decisions.
+
+    Args:
+      subject: network and system.
+      plan: what is measured.
+      tell: told what is compiled next, and every round that is done.
+    """
+    first, *deciding = forms(subject, batch=plan.batch, chunk=plan.chunk, tell=tell)
+    tell("warming up")
+    pairs = [(form, draws) for draws in plan.draws for form in deciding]
+    rounds = len(plan.draws[0].levels_RSB)
+    entrants = [(first, plan.draws[0]), *pairs]
+    times_RC = timing.interleave(
+        [contender(subject, form, draws) for form, draws in entrants],
+        least=rounds,
+        until=time.perf_counter(),
+        report=lambda done, _: tell(f"round {done} of {rounds}"),
+        shortest=0.0,  # every run takes the next decisions, so each is one measurement
+    )
+    return latency_tables.rows(subject, entrants, times_RC, chunk=plan.chunk)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.latency",
+        description=__doc__,
+        epilog="Leave the machine alone while it measures. Exit status: 0 done, 2 wrong input.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(name: str, default: Any, kind: Any, text: str) -> None:
+        parser.add_argument(name, default=default, type=kind, help=f"{text} (default: {default})")
+
+    add("--network", "vgg16", str, "network, at random weights")
+    add("--width", 1.0, float, "multiplies its published widths")
+    parser.add_argument("--parts", type=int, help=f"widths per site (default: {_PARTS})")
+    parser.add_argument(
+        "--macs",
+        type=list_of(float),
+        help=f"mean shares of the network's MACs, to draw for (default: {_MACS[0]})",
+    )
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="take decisions from here")
+    parser.add_argument(
+        "--batch", type=list_of(int), default=_BATCHES, help="batch sizes (default: 1,256)"
+    )
+    for name, (default, text) in _SIZES.items():
+        add(f"--{name}", default, int, text)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here: .png or .svg")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in _SIZES:
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}: choose 1 or more")
+    if min(arguments.batch) < 1:
+        raise ValueError(f"--batch {min(arguments.batch)}: choose 1 or more images")
+    several = [batch for batch in arguments.batch if batch > 1]
+    if several and arguments.chunk > min(several):
+        raise ValueError(
+            f"--chunk {arguments.chunk} is larger than a batch of {min(several)}: choose 1 to "
+            f"{min(several)}"
+        )
+    if arguments.decisions is not None and (arguments.macs or arguments.parts is not None):
+        raise ValueError("--decisions names what is decided: leave out --macs and --parts")
+    for path in (arguments.json, arguments.plot):
+        if path is not None:
+            output.check_writable(path)
+
+
+def _plans(arguments: argparse.Namespace, subject: Subject, given: File | None) -> list[Plan]:
+    system = subject.system
+    if given is None:
+        shares = arguments.macs or _MACS
+        pools = [latency_decisions.drawn(system, share) for share in shares]
+    else:
+        pools = [given.pool]
+    found = []
+    for batch in arguments.batch:
+        rounds = arguments.repeats if batch == 1 else arguments.batch_repeats
+        draws = [
+            latency_decisions.draws(system, each, rounds=rounds, batch=batch) for each in pools
+        ]
+        found.append(Plan(batch, arguments.chunk, tuple(draws)))
+    return found
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = None if arguments.decisions is None else latency_decisions.read(arguments.decisions)
+    subject = untrained(
+        arguments.network,
+        width=arguments.width,
+        name="rnp" if given is None else given.system,
+        parts=given.parts if given else _PARTS if arguments.parts is None else arguments.parts,
+        images=max(arguments.batch),
+    )
+    if max(arguments.batch) > 1:
+        check_nested(subject)
+    plans = _plans(arguments, subject, given)
+    total = sum(
+        2 + len(executions(plan.batch, plan.chunk)) + len(plan.draws[0].levels_RSB)
+        for plan in plans
+    )
+    rows = []
+    with progress("latency", total) as display:
+        done = itertools.count(1)
+        for plan in plans:
+            rows += measure(subject, plan, partial(_tell, display, done, plan.batch))
+    return {"subject": _facts(arguments, subject), "latency": rows}
+
+
+def _tell(display: Display, done: Iterator[int], batch: int, what: str) -> None:
+    display.tell(next(done), f"batch {batch}: {what}")
+
+
+def _facts(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+    system = subject.system
+    return {
+        "network": arguments.network,
+        "width": arguments.width,
+        "weights": "random",
+        "image": list(subject.images.shape[1:]),
+        "system": system.name,
+        "levels": [list(widths) for widths in system.levels],
+        "macs_full": system.costs.full,
+        "macs_deciding": system.deciding,
+    }
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    _check(arguments)
+    found = {
+        "device": machine.device(),
+        "versions": machine.versions(),
+        "command": shlex.join(["python", "-m", "experiments.latency", *portable(words)]),
+        "settings": {name: getattr(arguments, name) for name in ("batch", *_SIZES)},
+        "ratio": "of mean times over rounds; 95 % bootstrap interval, rounds drawn as pairs",
+        **_measure(arguments),
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot is not None:
+        latency_plot.draw(found).savefig(arguments.plot, dpi=150)
+    # A table in a file or a pipe must not be folded at 80 columns.
+    (Console() if sys.stdout.isatty() else Console(width=120)).print(latency_tables.table(found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(_parser().parse_args(words), words)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

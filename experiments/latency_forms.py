@@ -1,0 +1,182 @@
+"""What the latency command times: a network as it is, and the ways to run only what is decided."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dce_jax.runtime import (
+    MASKED,
+    SWITCHED,
+    Execution,
+    Policy,
+    chunked,
+    costs,
+    run,
+    systems,
+)
+from dce_jax.types import Array, PyTree
+from experiments import timing
+from experiments.latency_decisions import Draws
+from experiments.latency_subject import Subject
+
+FULL = "full"
+
+
+class Form(NamedTuple):
+    """A compiled way to run the network.
+
+    Attributes:
+      execution: how decisions are run; None: the network as it is, without any.
+      program: compiled.
+    """
+
+    execution: Execution | None
+    program: timing.Program
+
+    @property
+    def name(self) -> str:
+        """``full``, or the execution's."""
+        return FULL if self.execution is None else self.execution.name
+
+
+def overruled(policy: Policy, levels_SB: Array) -> Policy:
+    """A policy that decides, and is then told what to run.
+
+    Whether it is told is known at run time only, so that no compiler can leave its work out.
+
+    Args:
+      policy: the decision network's.
+      levels_SB: int32[sites, B], what runs; negative: what the policy decided.
+    """
+
+    def decide(site: int, pooled: Array, carry: Any) -> tuple[Any, Any, Any]:
+        own, carry, note = policy(site, pooled, carry)
+        told = levels_SB[site]
+        return own._replace(level=jnp.where(told < 0, own.level, told)), carry, note
+
+    return decide
+
+
+def whole(subject: Subject) -> Callable[[PyTree, Array], Array]:
+    """The network as it is: ``(variables, images) -> logits``."""
+    module: Any = subject.module
+
+    def logits(variables: PyTree, images: Array) -> Array:
+        found: Array = module.apply(variables, images, train=False)
+        return found
+
+    return logits
+
+
+def deciding(
+    subject: Subject, execution: Execution
+) -> Callable[[PyTree, Array, PyTree, Array, Array], Array]:
+    """The network by a way to run decisions.
+
+    Args:
+      subject: network and system.
+      execution: the way.
+
+    Returns:
+      ``(variables, images, params of the decision network, knob, levels int32[sites, B]) ->
+      logits``; levels as `overruled` takes them.
+    """
+    system = subject.system
+
+    def logits(
+        variables: PyTree, images: Array, params: PyTree, knob: Array, levels_SB: Array
+    ) -> Array:
+        policy = overruled(systems.policy(system, params, knob), levels_SB)
+        return run(system.chain, system.levels, variables, images, policy, execution).logits
+
+    return logits
+
+
+def computed(subject: Subject, form: Form, draws: Draws, chunk: int) -> float:
+    """Mean share of the whole network's multiply-accumulates that a form computes.
+
+    Args:
+      subject: network and system.
+      form: what runs.
+      draws: what is decided.
+      chunk: images in a chunk.
+    """
+    system = subject.system
+    if form.execution is None:
+        return 1.0
+    if form.execution is MASKED:
+        return 1.0 + system.deciding / system.costs.full
+    if form.execution.shared:
+        return draws.share
+    found = [
+        costs.chunked_share(system.costs, levels_SB, chunk, system.deciding)
+        for levels_SB in draws.levels_RSB
+    ]
+    return sum(found) / len(found)
+
+
+def executions(batch: int, chunk: int) -> tuple[Execution, ...]:
+    """Ways to run a batch: one image by a switch, several in chunks; masked to compare."""
+    return (SWITCHED if batch == 1 else chunked(chunk), MASKED)
+
+
+def forms(
+    subject: Subject, *, batch: int, chunk: int, tell: Callable[[str], None]
+) -> tuple[Form, ...]:
+    """Compiles everything that is timed at one batch size; decisions are arguments.
+
+    Args:
+      subject: network and system.
+      batch: B.
+      chunk: images in a chunk.
+      tell: told the name of what is compiled next.
+    """
+    images = jax.ShapeDtypeStruct((batch, *subject.images.shape[1:]), jnp.float32)
+    levels = jax.ShapeDtypeStruct((len(subject.system.levels), batch), jnp.int32)
+    rest = (subject.params, _knob(subject), levels)
+    tell(FULL)
+    first = timing.compiled(whole(subject), subject.variables, images, donate=False)
+    found = [Form(None, first)]
+    for execution in executions(batch, chunk):
+        tell(execution.name)
+        program = timing.compiled(
+            deciding(subject, execution), subject.variables, images, *rest, donate=False
+        )
+        found.append(Form(execution, program))
+    return tuple(found)
+
+
+def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
+    """A form to be timed: its state counts rounds, each of which takes the next decisions.
+
+    Args:
+      subject: network and system.
+      form: compiled.
+      draws: decisions; the full network takes their number and batch size alone.
+    """
+    rounds, _, batch = draws.levels_RSB.shape
+    images = _batches(subject.images, rounds, batch)
+    levels = [jax.device_put(each) for each in draws.levels_RSB] if form.execution else []
+    knob = _knob(subject)
+
+    def turn(done: int, variables: PyTree) -> tuple[int, dict[str, Array]]:
+        at = done % rounds
+        more = (subject.params, knob, levels[at]) if form.execution else ()
+        return done + 1, {"logits": form.program.call(variables, images[at], *more)}
+
+    # Warming up takes the last decisions, the first round the first.
+    return timing.Contender(form.name, turn, lambda: rounds - 1, subject.variables, 1)
+
+
+def _knob(subject: Subject) -> Array:
+    return jnp.asarray(subject.knob, jnp.float32)
+
+
+def _batches(images: Array, rounds: int, batch: int) -> Sequence[Array]:
+    """Images of every round: the next ones, from the beginning again where they end."""
+    if batch == images.shape[0]:
+        return [images] * rounds
+    every = (jnp.arange(rounds * batch) % images.shape[0]).reshape(rounds, batch)
+    return [images[rows] for rows in every]
