@@ -26,7 +26,7 @@ LEVELS = {  # unlike numbers of widths, so that a wrong index shows
     "padding": ((0, 1, 4), (0, 2, 3, 6)),
     "projection": ((0, 1, 4), (0, 2, 3, 6)),
 }
-DECISIONS = ("largest", "smallest", "alternating", "random")
+DECISIONS = ("largest", "smallest", "alternating", "opposed", "random")
 
 jit = families.quick_jit
 
@@ -51,12 +51,14 @@ def decided(name, kind, *, scaled=False, ordered=False):
     """Choices of a batch, on the host; with scales, and orders of their own, where asked for."""
     draw = np.random.default_rng(DECISIONS.index(kind))
     found = []
-    for link, widths in zip(build(name).sites, LEVELS[name], strict=True):
+    for site, (link, widths) in enumerate(zip(build(name).sites, LEVELS[name], strict=True)):
         last, width = len(widths) - 1, widths[-1]
         level = {
             "largest": np.full(BATCH, last),
             "smallest": np.zeros(BATCH),
             "alternating": np.arange(BATCH) % 2 * last,
+            # Wide behind narrow and narrow behind wide.
+            "opposed": (np.arange(BATCH) + site) % 2 * last,
             "random": draw.integers(0, last + 1, BATCH),
         }[kind].astype(np.int32)
         order = draw.permuted(np.tile(np.arange(width, dtype=np.int32), (BATCH, 1)), axis=1)

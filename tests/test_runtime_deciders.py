@@ -85,6 +85,7 @@ def test_no_gradient_flows_through_the_target():
         np.testing.assert_allclose(grads, wanted, rtol=1e-4, atol=1e-6)
 
 
+@functools.cache
 def pruner(sizes=(4, 6, 6)):
     module = rnp.Decider(len(sizes), ACTIONS, encoded=5, hidden=6)
 
@@ -242,7 +243,8 @@ def test_training_sees_what_inference_runs(kind):
     for choice, site in zip(trained, levels, strict=True):
         np.testing.assert_array_equal(choice.level, np.full(chains.BATCH, len(site) - 1))
     chosen = jax.tree.map(jnp.asarray, choices)
-    plain = chains.plain(NET)(chains.variables(NET), x, *factors(chain, levels, chosen))
+    reference = factors(chain, levels, chosen)
+    plain = chains.jitted_plain(NET)(chains.variables(NET), x, *reference)
     np.testing.assert_allclose(quiet, plain, rtol=2e-5, atol=2e-5)
 
 

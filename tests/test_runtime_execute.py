@@ -67,7 +67,7 @@ def test_every_form_is_the_plain_network_and_compiles_once(name, form, kind):
     assert program(name, form, kind)._cache_size() == 1
 
 
-@pytest.mark.parametrize("form", ["switched", "chunks of 3", "masked"])
+@pytest.mark.parametrize("form", ["switched", "chunks of 3"])
 def test_a_decision_that_a_batch_shares(form):
     name = "padding"
     shared = (Choice(jnp.asarray([1])), Choice(jnp.asarray([0])))

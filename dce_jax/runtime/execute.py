@@ -264,7 +264,7 @@ def _run(
     sizes = {g: k if isinstance(k, int) else k.shape[0] for g, k in kept.items()}
     own: dict[str, Any] = cut(chain, link, variables, kept)
     if gates is not None and link.group is not None:
-        own[GATES] = {name_of(link.group): gates}
+        own[GATES] = {name_of(link.group): gates.astype(x.dtype)}
     narrow: Any = link.build(FrozenDict({**full, **sizes}))
     return cast(Array, narrow.apply(own, x, train=False, **options))
 

@@ -11,11 +11,10 @@ from flax.core import FrozenDict
 
 from dce_jax.networks import layers
 from dce_jax.networks.gates import gate
-from dce_jax.networks.units import norm_relu
 
 
 class Unit(nn.Module):
-    """Convolution, norm, ReLU and, behind the last unit of a stage, a 2x2 max pool.
+    """Convolution, norm, ReLU and, behind the last unit of a stage, a 2x2 max pool; then a gate.
 
     Attributes:
       widths: channel group -> channels.
@@ -39,9 +38,10 @@ class Unit(nn.Module):
         x = layers.conv(
             self.widths, self.before, self.group, name="conv", dtype=self.dtype, size=self.size
         )(x.astype(self.dtype))
-        parts = {self.group: self.widths[self.group]}
-        x = norm_relu(self, x, parts, name="norm", train=train, dtype=self.dtype)
-        return layers.max_of_four(x) if self.pool else x
+        x = nn.relu(layers.norm(self.group, name="norm", train=train, dtype=self.dtype)(x))
+        x = layers.max_of_four(x) if self.pool else x
+        # Behind the pool, where zeros of a gate make no ties.
+        return gate(self, x, self.group)
 
 
 class Head(nn.Module):
