@@ -2,7 +2,8 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
 
   python -m experiments.latency --json latency.json                    # VGG-16, a third of the MACs
   python -m experiments.latency --macs 0.1,0.2,0.333,0.5,0.75,1.0 --plot latency.png
-  python -m experiments.latency --decisions decisions.json --batch 1
+  python -m experiments.latency --workdir runs/rnp                     # a trained system's network
+  python -m experiments.latency --workdir runs/rnp --network vgg16     # its decisions, full width
 
 One image runs through a switch over widths, a batch in chunks of images that ask for the same;
 the masked form, which computes everything, runs the same decisions. The decision network is in all
@@ -32,8 +33,9 @@ from experiments.arguments import list_of, portable
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File
 from experiments.latency_forms import contender, executions, forms
-from experiments.latency_subject import Subject, check_nested, untrained
+from experiments.latency_subject import Subject, check_nested, trained, untrained
 
+_NETWORK = "vgg16"
 _PARTS = 4
 _MACS = (0.333,)
 _BATCHES = (1, 256)
@@ -92,7 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, default: Any, kind: Any, text: str) -> None:
         parser.add_argument(name, default=default, type=kind, help=f"{text} (default: {default})")
 
-    add("--network", "vgg16", str, "network, at random weights")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="a finished run of experiments.runtime: its network, or with --network another one "
+        "with as many sites, under its decisions at the knob whose MACs are nearest to --macs",
+    )
+    parser.add_argument("--network", help=f"network, at random weights (default: {_NETWORK})")
     add("--width", 1.0, float, "multiplies its published widths")
     parser.add_argument("--parts", type=int, help=f"widths per site (default: {_PARTS})")
     parser.add_argument(
@@ -125,6 +134,10 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.decisions is not None and (arguments.macs or arguments.parts is not None):
         raise ValueError("--decisions names what is decided: leave out --macs and --parts")
+    if arguments.workdir is not None and (arguments.decisions or arguments.parts is not None):
+        raise ValueError("--workdir holds decisions and widths: leave out --decisions and --parts")
+    if arguments.workdir is not None and len(arguments.macs or _MACS) > 1:
+        raise ValueError("--workdir takes one point of the knob: name one number with --macs")
     for path in (arguments.json, arguments.plot):
         if path is not None:
             output.check_writable(path)
@@ -148,14 +161,8 @@ def _plans(arguments: argparse.Namespace, subject: Subject, given: File | None) 
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = None if arguments.decisions is None else latency_decisions.read(arguments.decisions)
-    subject = untrained(
-        arguments.network,
-        width=arguments.width,
-        name="rnp" if given is None else given.system,
-        parts=given.parts if given else _PARTS if arguments.parts is None else arguments.parts,
-        images=max(arguments.batch),
-    )
+    given = _given(arguments)
+    subject = _subject(arguments, given)
     if max(arguments.batch) > 1:
         check_nested(subject)
     plans = _plans(arguments, subject, given)
@@ -168,19 +175,40 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         done = itertools.count(1)
         for plan in plans:
             rows += measure(subject, plan, partial(_tell, display, done, plan.batch))
-    return {"subject": _facts(arguments, subject), "latency": rows}
+    return {"subject": _facts(arguments, subject, given), "latency": rows}
+
+
+def _given(arguments: argparse.Namespace) -> File | None:
+    if arguments.workdir is not None:
+        return latency_decisions.of_run(arguments.workdir, (arguments.macs or _MACS)[0])
+    return None if arguments.decisions is None else latency_decisions.read(arguments.decisions)
+
+
+def _subject(arguments: argparse.Namespace, given: File | None) -> Subject:
+    images = max(arguments.batch)
+    if arguments.workdir is not None and given is not None and arguments.network is None:
+        return trained(arguments.workdir, knob=given.pool.facts["knob"], images=images)
+    return untrained(
+        arguments.network or _NETWORK,
+        width=arguments.width,
+        name="rnp" if given is None else given.system,
+        parts=given.parts if given else _PARTS if arguments.parts is None else arguments.parts,
+        images=images,
+    )
 
 
 def _tell(display: Display, done: Iterator[int], batch: int, what: str) -> None:
     display.tell(next(done), f"batch {batch}: {what}")
 
 
-def _facts(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+def _facts(arguments: argparse.Namespace, subject: Subject, given: File | None) -> dict[str, Any]:
     system = subject.system
+    own = arguments.workdir is not None and arguments.network is None
+    network = given.pool.facts["network"] if own and given else arguments.network or _NETWORK
     return {
-        "network": arguments.network,
-        "width": arguments.width,
-        "weights": "random",
+        "network": network,
+        "width": None if own else arguments.width,
+        "weights": "trained" if own else "random",
         "image": list(subject.images.shape[1:]),
         "system": system.name,
         "levels": [list(widths) for widths in system.levels],

@@ -95,6 +95,33 @@ def read(path: Path) -> File:
     return File(Pool(levels, {"file": path.name, **facts}), system, parts)
 
 
+def of_run(workdir: Path, target: float) -> File:
+    """What a finished run of `experiments.runtime` decided about its test images.
+
+    Args:
+      workdir: of the run.
+      target: of the points of its knob, the one whose mean work is nearest is taken.
+
+    Raises:
+      FileNotFoundError: no finished run there.
+      ValueError: a result of another program.
+    """
+    found = records.read_json(workdir / "result.json")
+    if "points" not in found:
+        raise ValueError(f"{workdir} is no run of experiments.runtime: name the workdir of one")
+    images = np.load(workdir / "images.npz")
+    nearest = int(np.argmin(np.abs(images["share"].mean(axis=1) - target)))
+    facts = {
+        "run": found["command"],
+        "network": found["network"],
+        "knob": float(images["knobs"][nearest]),
+        "share": float(images["share"][nearest].mean()),
+        "accuracy": float(images["right"][nearest].mean()),
+    }
+    parts = sum(width > 0 for width in found["levels"][0])
+    return File(Pool(images["levels"][nearest].astype(np.int32), facts), found["system"], parts)
+
+
 def drawn(system: System, target: float) -> Pool:
     """Levels drawn at each site of each image by itself, of a given mean cost.
 

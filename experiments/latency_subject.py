@@ -1,16 +1,17 @@
 """The network whose latency is measured, and what decides in it."""
 
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dce_jax import networks
-from dce_jax.runtime import System, chain, systems
+from dce_jax import compact, networks
+from dce_jax.runtime import System, chain, store, systems
 from dce_jax.types import Array, PyTree
-from experiments import bench
+from experiments import bench, records
 
 IMAGE = 32
 """Images are of CIFAR's size."""
@@ -60,6 +61,28 @@ def untrained(network: str, *, width: float, name: str, parts: int, images: int)
     params = jax.device_put(bench.weights(found))
     middle = float(systems.at(system, jnp.zeros(())))
     return Subject(module, variables, system, params, middle, shared.data["image"])
+
+
+def trained(workdir: Path, *, knob: float, images: int) -> Subject:
+    """The network of a finished run of `experiments.runtime`, at its own weights.
+
+    Args:
+      workdir: of the run.
+      knob: what it is asked to spend.
+      images: random ones, of the shape that it was trained on.
+
+    Raises:
+      FileNotFoundError: no finished run there.
+      ValueError: a damaged model.
+    """
+    found = records.read_json(workdir / "result.json")
+    network = type(networks.build(found["network"], num_classes=2))
+    shape = (1, *found["image_shape"])
+    example = jax.ShapeDtypeStruct(shape, jnp.float32)
+    system, variables, params = store.load(workdir / "model", network, example)
+    module, _ = compact.load(workdir / "model" / store.NETWORK, network)
+    drawn = jax.random.normal(jax.random.key(0), (images, *shape[1:]))
+    return Subject(module, variables, system, params, knob, drawn)
 
 
 def check_nested(subject: Subject) -> None:

@@ -109,7 +109,7 @@ def _markdown(path: Path) -> str:
 def _title(found: Mapping[str, Any]) -> str:
     about, versions = found["subject"], found["versions"]
     return (
-        f"{about['network']}, width {about['width']:g}, {len(about['levels'])} sites of "
+        f"{about['network']}{_width(about)}, {len(about['levels'])} sites of "
         f"{len(about['levels'][0])} widths, {about['system']}; {found['device']}, jax "
         f"{versions['jax']}"
     )
@@ -125,3 +125,7 @@ def _cells(row: Row) -> list[str]:
         "1" if row["form"] == FULL else interval(row, "ratio"),
         f"{row['compile_s']:.1f}",
     ]
+
+
+def _width(about: Mapping[str, Any]) -> str:
+    return ", as trained" if about["width"] is None else f", width {about['width']:g}"

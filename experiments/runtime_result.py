@@ -73,6 +73,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "network": facts["network"],
         "dataset": facts["dataset"],
         "seed": job.config.seed,
+        "image_shape": list(job.subject.data.image_shape),
         "knob": systems.KNOBS[job.system.name],
         "span": list(job.system.span),
         "sites": [link.name for link in job.system.chain.sites],

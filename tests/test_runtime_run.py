@@ -14,6 +14,7 @@ from dce_jax.networks import ResNet
 from dce_jax.networks.stages import group_widths
 from dce_jax.runtime import store
 from experiments import (
+    latency,
     runtime,
     runtime_config,
     runtime_result,
@@ -145,6 +146,24 @@ def test_what_is_saved_decides_as_what_was_trained(finished, backbones):
         store.load(workdir / "model" / "network", ResNet, example)
 
 
+def test_latency_is_measured_under_the_decisions_of_a_run(finished, tmp_path, capsys):
+    found, workdir = finished("rnp")
+    path, share = tmp_path / "latency.json", found["points"][1]["macs_share"]
+    words = ["--workdir", str(workdir), "--batch", "1", "--repeats", "20", "--json", str(path)]
+    assert latency.main([*words, "--macs", str(share)]) == 0
+    written = json.loads(path.read_text())
+    assert (written["subject"]["network"], written["subject"]["weights"]) == ("tiny", "trained")
+    decisions = written["latency"][1]["decisions"]
+    nearest = min(found["points"], key=lambda point: abs(point["macs_share"] - share))
+    assert decisions["knob"] == pytest.approx(nearest["knob"])
+    assert decisions["images_in_pool"] == 20
+    # Every image of the pool is timed once.
+    assert written["latency"][1]["share"] == pytest.approx(share)
+    assert latency.main([*words, "--parts", "2"]) == 2
+    assert "leave out --decisions and --parts" in capsys.readouterr().err
+    assert latency.main(["--workdir", found["backbone"]["command"]]) == 2
+
+
 def test_steps_train_what_their_phase_says(backbones):
     config = settings(backbones["tiny"], random=0.25)
     phases = [runtime_setup.phase(config, 12, step) for step in range(12)]
@@ -167,27 +186,29 @@ def test_steps_train_what_their_phase_says(backbones):
             assert all(jax.tree.leaves(same)) == (letter not in changed), (phase, field)
 
 
-def test_a_tighter_budget_leaves_less_to_run(backbones):
+def test_a_budget_is_kept(backbones):
     """The term of the budget, alone, moves work towards it."""
-    work = {}
-    for budget in (0.35, 0.9):
-        config = settings(
-            backbones["residual"],
-            system="lc",
-            cheapest=budget,
-            dearest=budget + 0.01,
-            steps=40,
-            deciding_rate=0.05,
-            weight=1000.0,
-            block=40,
-        )
-        job = runtime_setup.build(config)
-        state, programs = runtime_steps.start(job), runtime_steps.programs(job)
-        state, _ = runtime._block(job, programs, state, 0, 40)
-        watcher, test = runtime_seen.watcher(job), job.subject.data.test
-        seen = runtime_seen.decided(watcher, state.variables, state.deciding, test, budget)
-        work[budget] = seen.share.mean()
-    assert work[0.35] < 0.6 < 0.8 < work[0.9]
+    config = settings(
+        backbones["residual"],
+        system="lc",
+        cheapest=0.35,
+        dearest=0.36,
+        steps=40,
+        deciding_rate=0.05,
+        weight=1000.0,
+    )
+    job = runtime_setup.build(config)
+    state, programs = runtime_steps.start(job), runtime_steps.programs(job)
+    watcher, test = runtime_seen.watcher(job), job.subject.data.test
+    work = []
+    for begin, end in ((0, 0), (0, 40)):
+        for step in range(begin, end):
+            state, _ = programs["both"](
+                state, job.source.data_at(step), jnp.int32(step), jax.random.key(0)
+            )
+        seen = runtime_seen.decided(watcher, state.variables, state.deciding, test, 0.355)
+        work.append(seen.share.mean())
+    assert work[1] < 0.6 < 0.9 < work[0]
 
 
 def test_rank_correlation_is_spearmans_with_fishers_interval():
