@@ -133,3 +133,36 @@ def jitted_plain(name):
 def expected(name, choices, x=None):
     x = images() if x is None else x
     return np.asarray(jitted_plain(name)(variables(name), x, *factors(name, choices)))
+
+
+def drawn(shapes, seed=0, size=1.0):
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(size * draw.normal(size=leaf.shape), jnp.float32), shapes
+    )
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def salient(module, sizes, size, seed=5):
+    """Parameters whose logits are ``size`` times as large as those of a normal draw."""
+
+    def initial(key):
+        params = {}
+        for site, width in enumerate(sizes):
+            params |= module.init(key, jnp.zeros((1, width)), jnp.zeros(1), site=site)["params"]
+        return params
+
+    params = drawn(jax.eval_shape(initial, jax.random.key(0)), seed=seed)
+    return {
+        name: leaf
+        if "hidden" in name or "scale" in name
+        else {k: size * v for k, v in leaf.items()}
+        for name, leaf in params.items()
+    }
+
+
+def everything(name):
+    return tuple(Choice(jnp.full(BATCH, len(widths) - 1, jnp.int32)) for widths in LEVELS[name])
