@@ -1,6 +1,7 @@
-"""Types of command-line arguments."""
+"""What command lines share: types of arguments, mistakes in a line, words as results store them."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,20 @@ def portable(words: Sequence[str]) -> list[str]:
         _PLACES[before].format(Path(word).absolute().name) if before in _PLACES else word
         for before, word in zip(["", *apart], apart, strict=False)
     ]
+
+
+def status(work: Callable[[], object]) -> int:
+    """Does a command's work; mistakes are told in a line.
+
+    Args:
+      work: all of it.
+
+    Returns:
+      The exit status: 0, or 2 where it met wrong input.
+    """
+    try:
+        work()
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

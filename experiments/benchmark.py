@@ -31,6 +31,7 @@ from experiments import (
     timing,
     variants,
 )
+from experiments.arguments import status
 
 
 def measure(
@@ -139,12 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = bench_options.parser(__doc__).parse_args(words)
     # A table in a file or a pipe must not be folded at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        _run(arguments, words, console)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(arguments, words, console))
 
 
 if __name__ == "__main__":

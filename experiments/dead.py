@@ -28,7 +28,7 @@ from rich.console import Console
 from dce_jax import channels as maps
 from dce_jax import pruning
 from experiments import dead_plot, dead_tables, machine, output, replacing, subject
-from experiments.arguments import portable
+from experiments.arguments import portable, status
 from experiments.display import Display, progress
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -123,12 +123,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _run(_parser().parse_args(words), words)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(_parser().parse_args(words), words))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Widths
 from experiments import bench, footprint, measured, output
+from experiments.arguments import status
 from experiments.budgeting import forward_macs, macs_of, rounding, warnings
 from experiments.footprint import mib
 from experiments.summary import NONE, si
@@ -230,13 +231,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    try:
-        # A table in a file or a pipe must not be folded at 80 columns.
-        _run(arguments, Console() if sys.stdout.isatty() else Console(width=120))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    # A table in a file or a pipe must not be folded at 80 columns.
+    return status(lambda: _run(arguments, Console() if sys.stdout.isatty() else Console(width=120)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.table import Table
 from dce_jax import networks
 from experiments import data as datasets
 from experiments import display, machine, output, pace, synthetic, timing
-from experiments.arguments import list_of
+from experiments.arguments import list_of, status
 from experiments.dataset import DataSet
 from experiments.pace import Consumer
 
@@ -231,12 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        _run(arguments, words, console)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(arguments, words, console))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import jax
 from dce_jax import cost, networks
 from dce_jax.types import PyTree
 from experiments import background, bench, blocks, checkpoint, display, machine, output
+from experiments.arguments import status
 from experiments.background import Background
 
 WAYS = ("waited for", "by a thread")
@@ -134,12 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--directory", help="an existing one on the disk to measure")
     parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    try:
-        _run(parser.parse_args(words), words)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(parser.parse_args(words), words))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from experiments import latency_decisions, latency_plot, latency_tables, machine, output, timing
-from experiments.arguments import list_of, portable
+from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File
 from experiments.latency_forms import contender, executions, forms
@@ -238,12 +238,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _run(_parser().parse_args(words), words)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(_parser().parse_args(words), words))
 
 
 if __name__ == "__main__":

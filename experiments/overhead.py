@@ -30,6 +30,7 @@ from dce_jax.bandit import BanditState
 from dce_jax.budget import Budget
 from dce_jax.types import Array, Rewards
 from experiments import bench, machine, output, timing, variants
+from experiments.arguments import status
 from experiments.display import progress
 
 _KEEP = 0.5
@@ -182,12 +183,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _run(_parser().parse_args(words), words)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(_parser().parse_args(words), words))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from experiments import channel_plots, page, plots, records
+from experiments.arguments import status
 
 DPI = 110
 
@@ -191,12 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("workdir", type=Path, help="workdir of a finished run of experiments.train")
     arguments = parser.parse_args(argv)
-    try:
-        print(write(arguments.workdir))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: print(write(arguments.workdir)))
 
 
 if __name__ == "__main__":

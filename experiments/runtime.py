@@ -102,7 +102,7 @@ def run(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
         session.settle(writer, workdir)
     with session.refusing_full_disk(workdir):
         found = runtime_result.finish(job, state, workdir)
-        runtime_plots.write(workdir, np.asarray(runtime_setup.test_split(job.subject).images))
+        runtime_plots.write(workdir, np.asarray(runtime_setup.tested(job.subject).images))
     return found
 
 

@@ -33,7 +33,7 @@ def finish(job: Job, state: State, workdir: Path) -> dict[str, Any]:
     store.save(
         workdir / MODEL, job.system, job.subject.scene.module, state.variables, state.deciding
     )
-    watcher, test = runtime_seen.watcher(job), runtime_setup.test_split(job.subject)
+    watcher, test = runtime_seen.watcher(job), runtime_setup.tested(job.subject)
     before, hardness = runtime_seen.whole(watcher, job.variables, test)
     after, _ = runtime_seen.whole(watcher, state.variables, test)
     knobs = [
@@ -87,7 +87,7 @@ def _point(
 ) -> dict[str, Any]:
     """One setting of the knob, with its controls."""
     job = watcher.job
-    test = runtime_setup.test_split(job.subject)
+    test = runtime_setup.tested(job.subject)
     order = np.random.default_rng(0).permutation(test.num_images)
     shuffled = jax.tree.map(lambda leaf: leaf[order], seen.choices)
     constant, share = _best_constant(watcher, state, knob, float(seen.share.mean()))

@@ -56,7 +56,7 @@ def build(config: ConfigDict) -> Job:
       ValueError: a network, system or number that does not fit.
     """
     asked = subject.read(Path(config.backbone), config.data_dir)
-    test_split(asked)
+    tested(asked)
     scene = asked.scene
     chain = chains.chain(scene.module, scene.channels)
     variables = {"params": scene.params, **scene.model_state}
@@ -88,7 +88,7 @@ def build(config: ConfigDict) -> Job:
     )
 
 
-def test_split(asked: Subject) -> Split:
+def tested(asked: Subject) -> Split:
     """Test images in memory, which decisions of other images are replayed on.
 
     Raises:

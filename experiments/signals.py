@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dce_jax import signals
 from experiments import display, journal, machine, output, study, study_plots, study_tables, subject
-from experiments.arguments import portable
+from experiments.arguments import portable, status
 from experiments.checks import SIGNALS
 from experiments.study import Sizes
 
@@ -93,12 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.study is None:
         print("\n".join(signals.names() if arguments.list else (*SIGNALS, *signals.other_names())))
         return 0
-    try:
-        _study(arguments, words)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _study(arguments, words))
 
 
 if __name__ == "__main__":

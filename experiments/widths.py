@@ -29,7 +29,7 @@ from rich.table import Table
 from dce_jax import hardware
 from dce_jax.types import Array
 from experiments import display, machine, output, timing, variants
-from experiments.arguments import list_of
+from experiments.arguments import list_of, status
 from experiments.summary import NONE
 from experiments.timing import Contender
 
@@ -191,12 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
-    try:
-        _run(arguments, words, Console())
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(arguments, words, Console()))
 
 
 if __name__ == "__main__":
