@@ -162,9 +162,10 @@ def _both(
     batch = job.source.batch_fn(data, step, key)
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     knob = systems.at(job.system, jax.random.uniform(place, minval=-1.0, maxval=1.0))
+    left = 1.0 - step.astype(jnp.float32) / job.steps  # at the end decisions are those of use
 
     def loss_of(params: PyTree, deciding: PyTree) -> tuple[Array, Any]:
-        policy = systems.policy(job.system, deciding, knob, key=noise)
+        policy = systems.policy(job.system, deciding, knob, key=noise, noise=left)
         variables = {**state.variables, "params": params}
         outcome = _run(job, variables, batch, policy, train=True)
         loss = _losses(outcome.logits, batch).mean()

@@ -20,8 +20,8 @@ def salience(logits, scales, *, layers=None):
     return found
 
 
-def decide(found, widths, key=None):
-    return jax.jit(lambda found: lcnet._decided(found, widths, key))(found)
+def decide(found, widths, key=None, noise=1.0):
+    return jax.jit(lambda found: lcnet._decided(found, widths, key, noise))(found)
 
 
 def test_the_smallest_width_that_holds_what_is_kept_runs():
@@ -60,6 +60,8 @@ def test_noise_is_logistic_and_training_runs_everything():
     np.testing.assert_allclose(kept.mean(), jax.nn.sigmoid(logits).mean(), atol=0.02)
     differ = kept != (np.asarray(logits) > 0)
     assert 0.2 < differ.mean() < 0.5
+    quiet, _ = decide(salience(logits, jnp.ones((2000, 8))), (2, 4, 8), key, noise=0.0)
+    np.testing.assert_array_equal(np.asarray(quiet.scale) > 0, np.asarray(logits) > 0)
 
 
 SEEDS = {"l": 0, "c": 5, "lc": 5}  # at which decisions differ
@@ -143,7 +145,7 @@ def test_the_straight_gradient_is_the_sigmoids():
     scales = jnp.full((3, 8), 0.5)
 
     def kept(logits):
-        choice, work = lcnet._decided(salience(logits, scales), (2, 4, 8), None)
+        choice, work = lcnet._decided(salience(logits, scales), (2, 4, 8), None, 0.0)
         return jnp.sum(choice.scale * weights) + 7.0 * jnp.sum(work)
 
     slope = jax.nn.sigmoid(logits) * (1.0 - jax.nn.sigmoid(logits))

@@ -70,6 +70,7 @@ def policy(
     knob: Array,
     *,
     key: Array | None = None,
+    noise: Array | float = 1.0,
 ) -> Policy:
     """Decisions by sign; a site's note is its share of work, float32[B], with a gradient.
 
@@ -80,13 +81,14 @@ def policy(
       knob: float32[] or float32[B], the budget between -1 and 1.
       key: training: logits are noisy, and what is not kept is multiplied by zero instead of not
         being run, so that gradients reach it.
+      noise: scale of the noise.
     """
 
     def decide(site: int, pooled: Array, carry: None) -> tuple[Choice, None, Array]:
         wide = jnp.broadcast_to(knob, pooled.shape[:1])
         found: Any = module.apply({"params": params}, pooled, wide, site=site)
         own = None if key is None else jax.random.fold_in(key, site)
-        choice, work = _decided(found, levels[site], own)
+        choice, work = _decided(found, levels[site], own, noise)
         return choice, carry, work
 
     return decide
@@ -96,6 +98,7 @@ def _decided(
     found: dict[str, tuple[Array, Array]],
     widths: Sequence[int],
     key: Array | None,
+    noise: Array | float,
 ) -> tuple[Choice, Array]:
     scale = order = share = None
     train = key is not None
@@ -106,7 +109,7 @@ def _decided(
     work = jnp.ones(some.shape[0], jnp.float32)
     if "channels" in found:
         logits, scales = found["channels"]
-        logits, hard, soft = _straight(logits, for_channels)
+        logits, hard, soft = _straight(logits, for_channels, noise)
         count = jnp.sum(hard > 0, axis=-1)
         level = jnp.searchsorted(positive, jnp.maximum(count, 1)).astype(jnp.int32)
         order = jnp.argsort(-logits, axis=-1).astype(jnp.int32)
@@ -114,7 +117,7 @@ def _decided(
         work = positive[level] / widths[-1] + mean - jax.lax.stop_gradient(mean)
     if "layers" in found:
         logits, scales = found["layers"]
-        _, hard, _ = _straight(logits, for_layers)
+        _, hard, _ = _straight(logits, for_layers, noise)
         share = (hard * scales)[:, 0]
         level = jnp.where(hard[:, 0] > 0, level + int(widths[0] == 0), 0)
         work = work * hard[:, 0]
@@ -123,10 +126,10 @@ def _decided(
     return Choice(level, order, scale, share), work
 
 
-def _straight(logits: Array, key: Array | None) -> tuple[Array, Array, Array]:
+def _straight(logits: Array, key: Array | None, noise: Array | float) -> tuple[Array, Array, Array]:
     """Noisy logits; 1 where they are positive, with the gradient of their sigmoid; the sigmoid."""
     if key is not None:
-        logits = logits + jax.random.logistic(key, logits.shape)
+        logits = logits + noise * jax.random.logistic(key, logits.shape)
     soft = nn.sigmoid(logits)
     hard = (logits > 0).astype(soft.dtype)
     return logits, hard + soft - jax.lax.stop_gradient(soft), soft

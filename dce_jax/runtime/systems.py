@@ -147,6 +147,7 @@ def policy(
     *,
     key: Array | None = None,
     epsilon: Array | float = 0.0,
+    noise: Array | float = 1.0,
 ) -> Policy:
     """What a system decides.
 
@@ -155,7 +156,8 @@ def policy(
       params: of what decides.
       knob: float32[], or float32[B] but for feature boosting and suppression; see `check_knob`.
       key: for the noise of training; None at inference.
-      epsilon: of runtime neural pruning, used with a key only.
+      epsilon: share of random decisions of runtime neural pruning, used with a key only.
+      noise: scale of the noise of L-Net, C-Net and LC-Net, used with a key only.
     """
     place = scaled(system, knob)
     module = system.module
@@ -164,7 +166,7 @@ def policy(
     if isinstance(module, fbs.Boost):
         return fbs.policy(module, params, system.levels, place, knob)
     assert isinstance(module, lcnet.Salience)
-    return lcnet.policy(module, params, system.levels, place, key=key)
+    return lcnet.policy(module, params, system.levels, place, key=key, noise=noise)
 
 
 def scaled(system: System, knob: Array) -> Array:
