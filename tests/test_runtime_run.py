@@ -12,7 +12,7 @@ import runs
 from dce_jax import networks
 from dce_jax.networks import ResNet
 from dce_jax.networks.stages import group_widths
-from dce_jax.runtime import store
+from dce_jax.runtime import SWITCHED, predictor, store
 from experiments import (
     latency,
     runtime,
@@ -23,6 +23,7 @@ from experiments import (
     runtime_steps,
     session,
 )
+from experiments.pipeline import normalise
 
 POINT_KEYS = {"knob", "accuracy", "macs_share", "shuffled_accuracy", "constant_accuracy"}
 
@@ -139,6 +140,15 @@ def test_what_is_saved_decides_as_what_was_trained(finished, backbones):
     images = np.load(workdir / "images.npz")
     np.testing.assert_array_equal(seen.share, images["share"][0])
     np.testing.assert_array_equal(seen.right, images["right"][0])
+    predict = predictor(system, variables, params, SWITCHED)
+    data = job.subject.data
+    one = normalise(jnp.asarray(data.test.images[:1]), data.mean, data.std)
+    logits, share = predict(one, found["span"][0])
+    assert (int(logits.argmax()) == int(data.test.labels[0])) == seen.right[0]
+    np.testing.assert_allclose(share, images["share"][0][:1], rtol=1e-6)
+    assert float(predict(one, found["span"][1])[1][0]) == pytest.approx(images["share"][-1][0])
+    with pytest.raises(ValueError, match=r"budget 0.1 lies outside of what lc was trained for"):
+        predict(one, 0.1)
     # The same decisions from outside, image by image: the controls stand on this.
     again = runtime_seen.followed(watcher, variables, job.subject.data.test, seen.choices)
     np.testing.assert_array_equal(again, seen.right)
