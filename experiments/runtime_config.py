@@ -1,5 +1,8 @@
 """Configs of per-input execution: every field and its meaning."""
 
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 from experiments import config
@@ -63,5 +66,14 @@ def check(settings: ConfigDict) -> None:
 def command(settings: ConfigDict) -> str:
     """The command that makes a run; its backbone by the name of its workdir."""
     shown = ConfigDict(settings.to_dict())
-    shown.backbone = f"runs/{settings.backbone.rstrip('/').rsplit('/', 1)[-1]}"
+    shown.backbone = _portable(settings.backbone)
     return config.command_of(shown, "python -m experiments.runtime", defaults())
+
+
+def portable(settings: ConfigDict) -> dict[str, Any]:
+    """A config as results store it: without what only this machine knows."""
+    return {**config.portable(settings), "backbone": _portable(settings.backbone)}
+
+
+def _portable(backbone: str) -> str:
+    return f"runs/{Path(backbone).absolute().name}"

@@ -112,7 +112,9 @@ def _sites(axes: Axes, found: dict[str, Any], point: dict[str, Any]) -> None:
 def _hardness(axes: Axes, point: dict[str, Any]) -> None:
     style(axes)
     rows = point["by_hardness"]
-    axes.bar(range(len(rows)), [row["macs_share"] for row in rows], color=PALE, edgecolor=GREY)
+    axes.bar(
+        range(1, len(rows) + 1), [row["macs_share"] for row in rows], color=PALE, edgecolor=GREY
+    )
     rho = point["rank_correlation"]
     told = "" if rho["rho"] is None else f"\nrank correlation {rho['rho']:.2f}"
     axes.set_xlabel(f"fifths of the test images, easy to hard for the backbone{told}")

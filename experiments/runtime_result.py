@@ -12,7 +12,6 @@ from scipy import stats
 
 from dce_jax.runtime import Choice, costs, store, systems
 from experiments import journal, machine, runtime_config, runtime_seen, runtime_setup, subject
-from experiments.config import portable
 from experiments.dataset import Split, take
 from experiments.display import progress
 from experiments.runtime_seen import Seen, Watcher
@@ -60,7 +59,7 @@ def finish(job: Job, state: State, workdir: Path) -> dict[str, Any]:
         "device": machine.device(),
         "versions": machine.versions(),
         "command": runtime_config.command(job.config),
-        "config": portable(job.config),
+        "config": runtime_config.portable(job.config),
     }
     journal.write(workdir / RESULT, found)
     return found

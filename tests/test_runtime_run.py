@@ -1,6 +1,7 @@
 """Runs of per-input execution: resume, what each step trains, what results say."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -93,6 +94,7 @@ def test_every_system_is_trained_and_told_of(finished, system):
     assert (found["system"], found["dataset"].endswith("images.npz")) == (system, True)
     knobs = [point["knob"] for point in found["points"]]
     np.testing.assert_allclose([knobs[0], knobs[-1]], found["span"], rtol=1e-6)
+    assert re.fullmatch(r"runs/\d+", found["config"]["backbone"])  # no path of this machine
     assert all(point.keys() >= POINT_KEYS for point in found["points"])
     images = np.load(workdir / "images.npz")
     assert images["share"].shape == (3, 20) == images["right"].shape
