@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -101,9 +100,7 @@ def run(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 return None
         session.settle(writer, workdir)
     with session.refusing_full_disk(workdir):
-        found = runtime_result.finish(job, state, workdir)
-        runtime_plots.write(workdir, np.asarray(runtime_setup.tested(job.subject).images))
-    return found
+        return runtime_result.finish(job, state, workdir)
 
 
 def _block(

@@ -9,20 +9,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, style
-from experiments.records import read_json
 
 PICTURE, ENDS = "runtime.png", "images.png"
 _SHOWN = 10
 
 
-def write(workdir: Path, pictures: np.ndarray) -> None:
+def write(workdir: Path, found: dict[str, Any], pictures: np.ndarray) -> None:
     """Draws a finished run into its workdir.
 
     Args:
-      workdir: holds `result.json` and `images.npz`.
+      workdir: holds `images.npz`.
+      found: what `result.json` will hold.
       pictures: uint8[N, H, W, C], the test images.
     """
-    found = read_json(workdir / "result.json")
     images = np.load(workdir / "images.npz")
     draw(found, images).savefig(workdir / PICTURE, dpi=150)
     ends(found, images, pictures).savefig(workdir / ENDS, dpi=150)

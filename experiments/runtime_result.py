@@ -11,7 +11,15 @@ from rich.table import Table
 from scipy import stats
 
 from dce_jax.runtime import Choice, costs, store, systems
-from experiments import journal, machine, runtime_config, runtime_seen, runtime_setup, subject
+from experiments import (
+    journal,
+    machine,
+    runtime_config,
+    runtime_plots,
+    runtime_seen,
+    runtime_setup,
+    subject,
+)
 from experiments.dataset import Split, take
 from experiments.display import progress
 from experiments.runtime_seen import Seen, Watcher
@@ -32,7 +40,7 @@ def finish(job: Job, state: State, workdir: Path) -> dict[str, Any]:
     store.save(
         workdir / MODEL, job.system, job.subject.scene.module, state.variables, state.deciding
     )
-    watcher, test = runtime_seen.watcher(job), runtime_setup.tested(job.subject)
+    watcher, test = runtime_seen.watcher(job), runtime_setup.in_memory(job.subject)
     before, hardness = runtime_seen.whole(watcher, job.variables, test)
     after, _ = runtime_seen.whole(watcher, state.variables, test)
     knobs = [
@@ -61,6 +69,8 @@ def finish(job: Job, state: State, workdir: Path) -> dict[str, Any]:
         "command": runtime_config.command(job.config),
         "config": runtime_config.portable(job.config),
     }
+    runtime_plots.write(workdir, found, np.asarray(test.images))
+    # Last: where it stands, the run is finished.
     journal.write(workdir / RESULT, found)
     return found
 
@@ -86,7 +96,7 @@ def _point(
 ) -> dict[str, Any]:
     """One setting of the knob, with its controls."""
     job = watcher.job
-    test = runtime_setup.tested(job.subject)
+    test = runtime_setup.in_memory(job.subject)
     order = np.random.default_rng(0).permutation(test.num_images)
     shuffled = jax.tree.map(lambda leaf: leaf[order], seen.choices)
     constant, share = _best_constant(watcher, state, knob, float(seen.share.mean()))

@@ -56,7 +56,7 @@ def build(config: ConfigDict) -> Job:
       ValueError: a network, system or number that does not fit.
     """
     asked = subject.read(Path(config.backbone), config.data_dir)
-    tested(asked)
+    in_memory(asked)
     scene = asked.scene
     chain = chains.chain(scene.module, scene.channels)
     variables = {"params": scene.params, **scene.model_state}
@@ -73,9 +73,11 @@ def build(config: ConfigDict) -> Job:
         config.epochs * (asked.data.train.num_images // config.batch_size)
     )
     source = sources.open_source(config, asked.data, steps, start_step=0)
-    of_network = sum(phase(config, steps, step) != DECIDE for step in range(steps))
-    rate = optimizers.schedule(config, max(1, of_network))
-    slow = optax.cosine_decay_schedule(config.deciding_rate, steps)
+    phases = [phase(config, steps, step) for step in range(steps)]
+    # An optimizer counts its own steps alone.
+    rate = optimizers.schedule(config, max(1, sum(each != DECIDE for each in phases)))
+    own = max(1, sum(each in (DECIDE, BOTH) for each in phases))
+    slow = optax.cosine_decay_schedule(config.deciding_rate, own)
     return Job(
         config,
         asked,
@@ -88,7 +90,7 @@ def build(config: ConfigDict) -> Job:
     )
 
 
-def tested(asked: Subject) -> Split:
+def in_memory(asked: Subject) -> Split:
     """Test images in memory, which decisions of other images are replayed on.
 
     Raises:
