@@ -14,6 +14,7 @@ from dce_jax.runtime.systems import FBS
 from dce_jax.types import Array, PyTree
 from experiments.runtime_setup import BOTH, DECIDE, NETWORK, RANDOM, Job
 
+_KNOBS = 8  # in a batch, where images share them
 _MEMORY = 0.98  # of the loss that alpha is the inverse of
 
 
@@ -155,13 +156,24 @@ def _places(key: Array, batch: dict[str, Array]) -> Array:
     return jax.random.uniform(key, batch["label"].shape, minval=-1.0, maxval=1.0)
 
 
+def _few_places(key: Array, batch: dict[str, Array]) -> Array:
+    """A place for every image; images share one of `_KNOBS`, for a budget is that of their mean.
+
+    With one for the whole batch, each batch would be normalised by statistics of its own knob, and
+    inference, at any knob, by the average over knobs.
+    """
+    size = batch["label"].shape[0]
+    few = min(_KNOBS, size)
+    return jax.random.uniform(key, (few,), minval=-1.0, maxval=1.0)[jnp.arange(size) % few]
+
+
 def _both(
     job: Job, state: State, data: PyTree, step: Array, key: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Trains the network and what decides at once, at a knob drawn for the batch."""
+    """Trains the network and what decides at once, at a few knobs drawn for the batch."""
     batch = job.source.batch_fn(data, step, key)
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
-    knob = systems.at(job.system, jax.random.uniform(place, minval=-1.0, maxval=1.0))
+    knob = systems.at(job.system, _few_places(place, batch))
     left = 1.0 - step.astype(jnp.float32) / job.steps  # at the end decisions are those of use
 
     def loss_of(params: PyTree, deciding: PyTree) -> tuple[Array, Any]:
@@ -178,7 +190,7 @@ def _both(
     after = State(variables, deciding, moments, deciding_moments, state.typical)
     metrics = _metrics(job, outcome, batch, loss)
     if job.system.name != FBS:  # in training, what is not kept is computed all the same
-        metrics["macs_share"] = lcnet.share(job.system.costs, outcome.notes)
+        metrics["macs_share"] = lcnet.share(job.system.costs, outcome.notes).mean()
     return after, metrics
 
 

@@ -38,6 +38,13 @@ def test_as_many_channels_as_the_share_asks_for_and_those_of_the_largest_salienc
         assert set(order[:count]) == set(np.argsort(row)[-count:])
 
 
+def test_every_image_may_have_a_share_of_its_own():
+    saliency = jnp.abs(chains.numbers(4, 8))
+    shares = jnp.asarray([0.25, 1.0, 0.5, 0.26])
+    choice, _, _ = jax.jit(lambda s, d: boost(s, (2, 4, 6, 8), d))(saliency, shares)
+    np.testing.assert_array_equal(choice.level, [0, 3, 1, 1])
+
+
 def test_saliency_is_rectified_and_only_winners_have_a_gradient():
     chain, levels = chains.build("vgg"), ((2, 5), (3, 6))
     module = fbs.Boost((5, 6))

@@ -178,3 +178,14 @@ def test_the_budget_term_by_hand():
     mean = (30 + 4 + 16 * 0.5 + 40 * 0.5 * 1.0 + 30 + 4 + 16 * 1.0 + 40 * 1.0 * 0.25) / 2 / 90
     found = lcnet.budget_term(table, work, jnp.float32(0.4))
     np.testing.assert_allclose(found, (mean - 0.4) ** 2, rtol=1e-5)
+
+
+def test_images_with_one_budget_meet_it_together():
+    """Two budgets in a batch: a term each, weighted by how many images have it."""
+    sites = (np.asarray([[10.0, 20.0]]),)
+    table = costs.Costs(sites, always=80.0, around=(0.0,), full=100.0)
+    work = [jnp.asarray([0.0, 1.0, 0.5, 0.25, 1.0])]
+    budget = jnp.asarray([0.9, 0.9, 0.9, 0.95, 0.95])
+    first, second = 0.8 + 0.2 * 1.5 / 3, 0.8 + 0.2 * 1.25 / 2
+    wanted = (3 * (first - 0.9) ** 2 + 2 * (second - 0.95) ** 2) / 5
+    np.testing.assert_allclose(lcnet.budget_term(table, work, budget), wanted, rtol=1e-3)

@@ -55,8 +55,8 @@ def policy(
       params: their parameters.
       levels: per site its widths; as many run as the smallest width holds that is not below the
         share.
-      knob: float32[], the share between -1 and 1.
-      density: float32[], the share of channels itself.
+      knob: float32[] or float32[B], the share between -1 and 1.
+      density: of the same shape, the share of channels itself.
     """
 
     def decide(site: int, pooled: Array, carry: None) -> tuple[Choice, None, Array]:

@@ -136,7 +136,7 @@ def _straight(logits: Array, key: Array | None, noise: Array | float) -> tuple[A
 
 
 def share(costs: Costs, work: Sequence[Array]) -> Array:
-    """Mean multiply-accumulates of a batch, as a share of the whole network's: float32[].
+    """Multiply-accumulates of every image, as a share of the whole network's: float32[B].
 
     A site costs its share of work, times that of the site whose channels it reads, and its
     shortcut; what decides is not counted.
@@ -152,15 +152,20 @@ def share(costs: Costs, work: Sequence[Array]) -> Array:
         branch = jnp.asarray((table[-1, -1] - around) / costs.full, jnp.float32)
         total = total + around / costs.full + branch * mine * read
         before = mine
-    return total.mean()
+    return total
 
 
 def budget_term(costs: Costs, work: Sequence[Array], budget: Array) -> Array:
-    """Squared distance of the mean multiply-accumulates of a batch to a budget.
+    """Squared distance of mean multiply-accumulates to a budget, averaged over images: float32[].
+
+    The mean is that of all images with the same budget, so that one may need more than another.
 
     Args:
       costs: of the network.
       work: per site float32[B], notes of `policy`.
-      budget: float32[], share of the whole network's.
+      budget: float32[] or float32[B], shares of the whole network's.
     """
-    return jnp.square(share(costs, work) - budget)
+    found = share(costs, work)
+    wanted = jnp.broadcast_to(budget, found.shape)
+    alike = (wanted[:, None] == wanted[None, :]).astype(found.dtype)
+    return jnp.square(alike @ found / alike.sum(axis=1) - wanted).mean()

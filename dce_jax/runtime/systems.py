@@ -154,7 +154,7 @@ def policy(
     Args:
       system: the system.
       params: of what decides.
-      knob: float32[], or float32[B] but for feature boosting and suppression; see `check_knob`.
+      knob: float32[] or float32[B]; see `check_knob`.
       key: for the noise of training; None at inference.
       epsilon: share of random decisions of runtime neural pruning, used with a key only.
       noise: scale of the noise of L-Net, C-Net and LC-Net, used with a key only.
