@@ -119,7 +119,9 @@ def computed(subject: Subject, form: Form, draws: Draws, chunk: int) -> float:
 
 def executions(batch: int, chunk: int) -> tuple[Execution, ...]:
     """Ways to run a batch: one image by a switch, several in chunks; masked to compare."""
-    return (SWITCHED if batch == 1 else chunked(chunk), MASKED)
+    if batch == 1:
+        return (SWITCHED, MASKED)
+    return (chunked(chunk), chunked(chunk, unrolled=True), MASKED)
 
 
 def forms(

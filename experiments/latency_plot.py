@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from dce_jax.runtime import MASKED
 from experiments.latency_forms import FULL
-from experiments.plots import BLUE, GREY, ORANGE, style
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
@@ -33,6 +33,7 @@ def draw(found: Mapping[str, Any]) -> Figure:
 def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
     axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="time = MACs")
     axes.plot(1, 1, "o", color=GREY, markersize=5, label="whole network")
+    skipping = iter((BLUE, GREEN))
     for form in dict.fromkeys(row["form"] for row in rows if row["form"] != FULL):
         mine = sorted((row for row in rows if row["form"] == form), key=lambda row: row["share"])
         heights = [row["ratio"] for row in mine]
@@ -47,7 +48,7 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], batch: int) -> None:
             markersize=4,
             linewidth=1.5,
             capsize=2,
-            color=ORANGE if form == MASKED.name else BLUE,
+            color=ORANGE if form == MASKED.name else next(skipping),
             label=form,
         )
     style(axes).set_title(f"batch {batch}", fontsize=10)

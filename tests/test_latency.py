@@ -15,6 +15,7 @@ from experiments import latency, latency_decisions, latency_forms, latency_table
 
 WORDS = ("--network", "tiny", "--repeats", "3", "--batch_repeats", "2", "--chunk", "4")
 FULL, SWITCH, MASK, CHUNKS = "full", "switched", "masked", "chunks of 4"
+UNROLLED = f"{CHUNKS}, unrolled"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +54,10 @@ def test_the_file_has_a_row_per_batch_form_and_target(measured):
     rows = found["latency"]
     assert [(row["batch"], row["form"], row["rounds"]) for row in rows] == [
         *((1, form, 3) for form in (FULL, SWITCH, MASK, SWITCH, MASK)),
-        *((6, form, 2) for form in (FULL, CHUNKS, MASK, CHUNKS, MASK)),
+        *((6, form, 2) for form in (FULL, *2 * (CHUNKS, UNROLLED, MASK))),
     ]
     targets = [row["decisions"] and row["decisions"]["target"] for row in rows]
-    assert targets == 2 * [None, 0.5, 0.5, 1.0, 1.0]
+    assert targets == [None, 0.5, 0.5, 1.0, 1.0, None, *3 * [0.5], *3 * [1.0]]
     for row in rows:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert 0 < row["ms_min"] <= row["ms_median"] <= row["ms_max"] and row["compile_s"] > 0
@@ -73,7 +74,7 @@ def test_rows_tell_what_was_decided_and_what_was_computed(measured):
             assert ran == pytest.approx(whole) and decided <= whole + 1e-6
         elif row["form"] == SWITCH:
             assert ran == decided
-        elif row["form"] == CHUNKS:
+        elif row["form"] in (CHUNKS, UNROLLED):
             assert decided - 1e-6 <= ran <= whole + 1e-6
     (mixed, everything) = [row for row in found["latency"] if row["form"] == CHUNKS]
     assert mixed["share_computed"] > mixed["share"] + 0.01
@@ -85,7 +86,7 @@ def test_the_picture_and_the_tables_show_the_rows(measured, tmp_path):
     assert picture.lstrip().startswith("<?xml")
     lines = latency_tables.tables([path]).splitlines()
     assert lines[0].startswith("tiny, width 1, 2 sites of 2 widths, rnp; cpu")
-    assert len(lines) == 2 + 2 + 10 and lines[4].startswith("| 1 | full | 1 | 1 |")
+    assert len(lines) == 2 + 2 + 12 and lines[4].startswith("| 1 | full | 1 | 1 |")
     assert tables.KINDS["latency"] is latency_tables.tables
     other = tmp_path / "other.json"
     other.write_text("{}")

@@ -86,11 +86,12 @@ def test_chunks_cost_what_really_runs_in_them(system, monkeypatch, size):
         total += len(x) * table[int(before), int(level)]
         return x
 
-    def one_by_one(run, stacked):  # so that `_switch` is given numbers
-        return jnp.stack([run(choices_of.row(stacked, i)) for i in range(6 // size)])
+    def one_by_one(run, carry, stacked, unroll):  # so that `_switch` is given numbers
+        rows = [choices_of.row(stacked, i) for i in range(6 // size)]
+        return carry, jnp.stack([run(carry, row)[1] for row in rows])
 
     monkeypatch.setattr(execute, "_switch", switch)
-    monkeypatch.setattr(jax.lax, "map", one_by_one)
+    monkeypatch.setattr(jax.lax, "scan", one_by_one)
     for place, (link, widths) in enumerate(zip(chain.sites, system.levels, strict=True)):
         before = (system.levels[0], choices[0]) if place else None
         site = execute.Site(chain, link, widths, choices[place], before)

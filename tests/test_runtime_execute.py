@@ -15,6 +15,7 @@ EXECUTIONS = {
     "masked": MASKED,
     "switched": SWITCHED,
     **{f"chunks of {size}": chunked(size) for size in (1, 3, chains.BATCH)},
+    "chunks of 3, unrolled": chunked(3, unrolled=True),
 }
 FORMS = [
     *((net, "masked", kind) for net in chains.NETS for kind in ("nested", "own")),

@@ -134,21 +134,24 @@ def _switched(site: Site, variables: PyTree, x: Array) -> Array:
     return _switch(site, before, site.choice.level[0], variables, x, site.choice)
 
 
-def chunked(size: int) -> Execution:
+def chunked(size: int, *, unrolled: bool = False) -> Execution:
     """Images sorted by decision and cut into chunks; the last one takes what is left.
 
     Args:
       size: images in a chunk, at least 1.
+      unrolled: every chunk has a switch of its own; otherwise one switch in a loop serves all, and
+        is compiled once.
 
     Raises:
       ValueError: no size; when it runs: larger than the batch, or channels that are not nested.
     """
     if size < 1:
         raise ValueError(f"chunks of {size} images: choose 1 or more")
-    return Execution(f"chunks of {size}", partial(_chunked, size), shared=False)
+    name = f"chunks of {size}" + (", unrolled" if unrolled else "")
+    return Execution(name, partial(_chunked, size, unrolled), shared=False)
 
 
-def _chunked(size: int, site: Site, variables: PyTree, x: Array) -> Array:
+def _chunked(size: int, unrolled: bool, site: Site, variables: PyTree, x: Array) -> Array:
     assert site.choice is not None
     _check_chunks(size, site, x.shape[0])
     own = choices.each(site.choice, x.shape[0])
@@ -160,18 +163,18 @@ def _chunked(size: int, site: Site, variables: PyTree, x: Array) -> Array:
     order = jnp.lexsort((-before, -level))
     x, choice, before = x[order], choices.row(own, order), before[order]
 
-    def run(chunk: tuple[Array, Choice, Array]) -> Array:
+    def run(carry: None, chunk: tuple[Array, Choice, Array]) -> tuple[None, Array]:
         x, mine, before = chunk
-        return _switch(site, before.max(), mine.level[0], variables, x, mine)
+        return carry, _switch(site, before.max(), mine.level[0], variables, x, mine)
 
     whole, rest = divmod(x.shape[0], size)
     rows = jax.tree.map(lambda a: a[: whole * size], (x, choice, before))
     stacked = jax.tree.map(lambda a: a.reshape(whole, size, *a.shape[1:]), rows)
-    y = jax.lax.map(run, stacked)
+    _, y = jax.lax.scan(run, None, stacked, unroll=unrolled)
     y = y.reshape(whole * size, *y.shape[2:])
     if rest:
         last = jax.tree.map(lambda a: a[whole * size :], (x, choice, before))
-        y = jnp.concatenate([y, run(last)])
+        y = jnp.concatenate([y, run(None, last)[1]])
     return y[jnp.argsort(order)]
 
 
