@@ -179,12 +179,10 @@ def test_latency_is_measured_under_the_decisions_of_a_run(finished, tmp_path, ca
 def test_steps_train_what_their_phase_says(backbones):
     config = settings(backbones["tiny"], random=0.25)
     phases = [runtime_setup.phase(config, 12, step) for step in range(12)]
-    assert phases == ["random"] * 3 + ["decide"] * 2 + ["network"] * 2 + ["decide"] * 2 + [
-        "network"
-    ] * 2 + ["decide"]
+    assert phases == ["random"] * 3 + ["decide"] * 6 + ["network"] * 2 + ["decide"]
     job = runtime_setup.build(config)
     cost = job.system.costs.full, job.system.deciding
-    steps = 7 * 3 * (cost[0] + cost[1]) + 5 * (cost[0] + 3 * cost[1])
+    steps = 5 * 3 * (cost[0] + cost[1]) + 7 * (cost[0] + 3 * cost[1])
     assert runtime_setup.train_macs(job) == pytest.approx(8 * steps)
     programs = runtime_steps.programs(job)
     for phase, changed in (("random", "vt"), ("decide", "d"), ("network", "v")):

@@ -27,7 +27,7 @@ RNP, L, C, LC, FBS = NAMES = ("rnp", "l", "c", "lc", "fbs")
 KNOBS = {RNP: "price", L: "budget", C: "budget", LC: "budget", FBS: "density"}
 """System -> what its knob is."""
 
-SPANS = {RNP: (-0.3, -0.003), L: (0.3, 1.0), C: (0.3, 1.0), LC: (0.3, 1.0), FBS: (0.25, 1.0)}
+SPANS = {RNP: (-0.05, -0.0005), L: (0.3, 1.0), C: (0.3, 1.0), LC: (0.3, 1.0), FBS: (0.25, 1.0)}
 """System -> the knob's span where none is asked for, from the cheapest to the dearest."""
 
 
