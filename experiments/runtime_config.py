@@ -31,7 +31,7 @@ def defaults() -> ConfigDict:
     settings.weight = 20.0  # l, c, lc: of the squared distance to the budget
     settings.sparsity = 1e-4  # fbs: of the mean saliency
     settings.random = 0.4  # rnp: share of the steps that first train under random decisions
-    settings.turn = 50  # rnp: then steps of the network in a turn, after 3 times as many of what decides
+    settings.turn = 50  # rnp: then steps in a turn; three of what decides, one of the network
     settings.gamma = 0.999  # rnp: discount
     settings.epsilon = 0.1  # rnp: share of random decisions at the end; 1 at the beginning
     settings.crop = 0  # pixels of random shift
