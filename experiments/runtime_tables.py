@@ -33,20 +33,31 @@ def tables(paths: Sequence[Path]) -> str:
       FileNotFoundError: no such directory, or no result of ``experiments.runtime`` in it.
       ValueError: a file that holds neither.
     """
+    return "\n\n".join(_table(dynamic, static) for dynamic, static in grouped(paths).values())
+
+
+def grouped(paths: Sequence[Path]) -> dict[tuple[str, str], tuple[list[Any], list[Any]]]:
+    """(data set, network) -> (results of ``experiments.runtime``, those of ``experiments.train``).
+
+    Args:
+      paths: directories.
+
+    Raises:
+      FileNotFoundError: no such directory, or no result of ``experiments.runtime`` in it.
+      ValueError: a file that is no result.
+    """
     files = [file for path in paths for file in _files(path)]
     found = [records.read_json(file) for file in files]
     dynamic = [each for each in found if "points" in each]
     static = [each for each in found if "macs_compact" in each]
     if not dynamic:
         raise FileNotFoundError(f"no result of experiments.runtime in {[str(p) for p in paths]}")
+
+    def of(results: Sequence[Any], subject: tuple[str, str]) -> list[Any]:
+        return [each for each in results if (each["dataset"], each["network"]) == subject]
+
     subjects = dict.fromkeys((each["dataset"], each["network"]) for each in dynamic)
-    return "\n\n".join(
-        _table(
-            [each for each in dynamic if (each["dataset"], each["network"]) == subject],
-            [each for each in static if (each["dataset"], each["network"]) == subject],
-        )
-        for subject in subjects
-    )
+    return {subject: (of(dynamic, subject), of(static, subject)) for subject in subjects}
 
 
 def _files(path: Path) -> list[Path]:
@@ -79,15 +90,15 @@ def at(points: Sequence[tuple[float, float]], target: float) -> float | None:
 
 def _table(dynamic: Sequence[Any], static: Sequence[Any]) -> str:
     rows = []
-    still = _still(static)
+    narrow = still(static)
     for system in dict.fromkeys(run["system"] for run in dynamic):
         runs = {run["seed"]: run for run in dynamic if run["system"] == system}
         for target in TARGETS:
-            row = _row(system, target, runs, still)
+            row = _row(system, target, runs, narrow)
             if row is not None:
                 rows.append(row)
     for target in TARGETS:
-        found = [at(points, target) for points in still.values()]
+        found = [at(points, target) for points in narrow.values()]
         known = [each for each in found if each is not None]
         if known:
             cells = [f"{mean_and_spread(known)} ({len(known)})", *[NONE] * 4]
@@ -96,8 +107,12 @@ def _table(dynamic: Sequence[Any], static: Sequence[Any]) -> str:
     return f"{first['network']} on {first['dataset']}:\n\n" + markdown(_HEADS, rows, left=1)
 
 
-def _still(static: Sequence[Any]) -> dict[int, list[tuple[float, float]]]:
-    """Seed -> (work, accuracy) of static networks, by work."""
+def still(static: Sequence[Any]) -> dict[int, list[tuple[float, float]]]:
+    """Seed -> (work, accuracy) of static networks, by work.
+
+    Args:
+      static: results of ``experiments.train``.
+    """
     found: dict[int, list[tuple[float, float]]] = {}
     for run in static:
         share = run["macs_compact"] / run["macs_full"]
@@ -109,7 +124,7 @@ def _row(
     system: str,
     target: float,
     runs: Mapping[int, Any],
-    still: Mapping[int, list[tuple[float, float]]],
+    narrow: Mapping[int, list[tuple[float, float]]],
 ) -> list[str] | None:
     own = {seed: at(curve(run, "accuracy"), target) for seed, run in runs.items()}
     known = {seed: value for seed, value in own.items() if value is not None}
@@ -121,7 +136,7 @@ def _row(
             seed: at(curve(runs[seed], "constant_accuracy", "constant_macs_share"), target)
             for seed in known
         },
-        {seed: at(still.get(seed, []), target) for seed in known},
+        {seed: at(narrow.get(seed, []), target) for seed in known},
     )
     return [
         system,

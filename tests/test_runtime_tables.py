@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import runtime_tables
+from experiments import runtime_compare, runtime_tables
 
 
 def point(share, accuracy, shuffled, rho=None):
@@ -78,3 +78,29 @@ def test_outside_of_the_points_nothing_is_said():
     assert runtime_tables.at([(0.2, 0.5), (0.4, 0.7)], 0.3) == pytest.approx(0.6)
     assert runtime_tables.at([(0.2, 0.5), (0.4, 0.7)], 0.41) is None
     assert runtime_tables.at([], 0.3) is None
+
+
+def test_lines_are_means_where_every_seed_has_points():
+    work, accuracy = runtime_compare.mean([[(0.2, 0.5), (0.6, 0.9)], [(0.4, 0.5), (0.8, 0.7)]])
+    assert (work[0], work[-1]) == (0.4, 0.6)
+    assert (accuracy[0], accuracy[-1]) == pytest.approx(((0.7 + 0.5) / 2, (0.9 + 0.6) / 2))
+    apart, none = runtime_compare.mean([[(0.1, 0.5), (0.2, 0.6)], [(0.4, 0.5), (0.8, 0.7)]])
+    assert apart.size == none.size == 0
+
+
+def test_the_comparison_prints_the_table_and_draws_every_system(results, tmp_path, capsys):
+    picture = tmp_path / "compare.svg"
+    assert runtime_compare.main([str(results), "--plot", str(picture)]) == 0
+    assert runtime_tables.tables([results]) in capsys.readouterr().out
+    figure = runtime_compare.draw([results])
+    assert picture.read_text().lstrip().startswith("<?xml")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lc (2)", "static (2)"]
+    line, *dots = axes.get_lines()
+    assert line.get_xdata()[0] == 0.32 and line.get_ydata()[0] == pytest.approx(0.805)
+    assert list(dots[0].get_ydata()) == [0.80, 0.84]
+
+
+def test_a_comparison_of_nothing_is_refused(tmp_path, capsys):
+    assert runtime_compare.main([str(tmp_path)]) == 2
+    assert "no result of experiments.runtime" in capsys.readouterr().err
