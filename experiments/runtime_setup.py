@@ -120,8 +120,8 @@ def phase(config: ConfigDict, steps: int, step: int) -> str:
     """What a step trains, by its index.
 
     Runtime neural pruning first trains the network under random decisions, then what decides and
-    the network in turns (Lin et al. 2017 alternate too; a step of what decides costs a fifth of the
-    network's, and gets three turns of four); the others train both at once.
+    the network in turns (Lin et al. 2017 alternate too; a step of what decides costs less than
+    half of the network's, and gets three turns of four); the others train both at once.
     """
     if config.system != RNP:
         return BOTH
@@ -134,11 +134,11 @@ def phase(config: ConfigDict, steps: int, step: int) -> str:
 def train_macs(job: Job) -> float:
     """Multiply-accumulates of a run's training: every step computes all channels, masked.
 
-    Three forward passes a step; one where only what decides is trained, whose own are counted
-    three times then.
+    Three forward passes a step; two where only what decides is trained (one of them decides
+    nothing), whose own are counted three times then.
     """
     system, batch = job.system, job.config.batch_size
-    per = {DECIDE: system.costs.full + 3 * system.deciding}
+    per = {DECIDE: 2 * system.costs.full + 3 * system.deciding}
     whole = 3 * (system.costs.full + system.deciding)
     phases = (phase(job.config, job.steps, step) for step in range(job.steps))
     return float(batch * sum(per.get(each, whole) for each in phases))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dce_jax import runtime
+from dce_jax import forward, runtime
 from dce_jax.runtime import Policy, costs, lcnet, rnp, systems
 from dce_jax.runtime.systems import FBS
 from dce_jax.types import Array, PyTree
@@ -83,6 +83,14 @@ def _run(
     return runtime.run(system.chain, system.levels, variables, batch["image"], policy, train=train)
 
 
+def _whole(job: Job, variables: PyTree, batch: dict[str, Array]) -> Array:
+    """Logits of the whole network, nothing decided."""
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    module = job.subject.scene.module
+    logits, _ = forward.apply(module, variables["params"], state, batch["image"], train=False)
+    return logits
+
+
 def _updated(job: Job, state: State, grads: PyTree, variables: PyTree) -> tuple[PyTree, PyTree]:
     """The network's variables and moments after a step."""
     params = state.variables["params"]
@@ -123,13 +131,19 @@ def _network(
 def _decide(
     job: Job, state: State, data: PyTree, step: Array, key: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Trains what decides, by Q-learning on the network as it stands, in inference mode."""
+    """Trains what decides, by Q-learning on the network as it stands, in inference mode.
+
+    What an image loses is counted from its loss in the whole network: how hard it is then does not
+    drown what an action changes, and no action's rank is another (our choice).
+    """
     batch = job.source.batch_fn(data, step, key)
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     price = systems.at(job.system, _places(place, batch))
     first = job.config.random * job.steps
     done = jnp.clip((step.astype(jnp.float32) - first) / max(1, job.steps - first), 0.0, 1.0)
     epsilon = 1.0 + (job.config.epsilon - 1.0) * done
+
+    whole = _losses(_whole(job, state.variables, batch), batch)
 
     def loss_of(deciding: PyTree) -> tuple[Array, Any]:
         policy = systems.policy(job.system, deciding, price, key=noise, epsilon=epsilon)
@@ -138,7 +152,7 @@ def _decide(
         error = rnp.squared_error(
             outcome.notes,
             [choice.level for choice in outcome.choices],
-            losses,
+            losses - whole,
             price,
             alpha=1.0 / state.typical,
             gamma=job.config.gamma,

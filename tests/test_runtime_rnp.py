@@ -89,8 +89,9 @@ def test_greedy_is_the_largest_value_and_epsilon_explores():
 
     @jax.jit
     def decide(knob, epsilon, key):
-        greedy, carry, values = rnp.policy(module, params, knob)(0, pooled, None)
-        noisy = rnp.policy(module, params, knob, epsilon=epsilon, key=key)
+        free = jnp.zeros_like(knob)
+        greedy, carry, values = rnp.policy(module, params, knob, free)(0, pooled, None)
+        noisy = rnp.policy(module, params, knob, free, epsilon=epsilon, key=key)
         first, _, same = noisy(0, pooled, None)
         second, _, later = noisy(1, chains.numbers(400, 6, seed=2), carry)
         return greedy.level, values, first.level, same, second.level, later
@@ -114,12 +115,27 @@ def test_greedy_is_the_largest_value_and_epsilon_explores():
     assert np.abs(shared - values).max() > 1e-2  # the price is seen
 
 
+def test_values_hold_what_an_action_costs():
+    module, params = pruner()
+    pooled, knob = chains.numbers(BATCH, 4), jnp.zeros(BATCH)
+
+    @jax.jit
+    def values(price):
+        return rnp.policy(module, params, knob, price)(0, pooled, None)[2]
+
+    price = jnp.asarray([-0.1, -0.2, -0.4, -0.8, -1.6])
+    costs = np.arange(ACTIONS) * np.asarray(price)[:, None]
+    free = values(jnp.zeros(BATCH))
+    np.testing.assert_allclose(values(price), free + costs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values(jnp.float32(-0.4)), free + costs[2:3], rtol=1e-4, atol=1e-5)
+
+
 def test_the_recurrent_network_remembers_earlier_sites():
     module, params = pruner()
 
     @jax.jit
     def values(first, second):
-        decide = rnp.policy(module, params, jnp.zeros(BATCH))
+        decide = rnp.policy(module, params, jnp.zeros(BATCH), jnp.zeros(BATCH))
         _, carry, _ = decide(0, first, None)
         return decide(1, second, carry)[2]
 

@@ -182,7 +182,7 @@ def test_steps_train_what_their_phase_says(backbones):
     assert phases == ["random"] * 3 + ["decide"] * 6 + ["network"] * 2 + ["decide"]
     job = runtime_setup.build(config)
     cost = job.system.costs.full, job.system.deciding
-    steps = 5 * 3 * (cost[0] + cost[1]) + 7 * (cost[0] + 3 * cost[1])
+    steps = 5 * 3 * (cost[0] + cost[1]) + 7 * (2 * cost[0] + 3 * cost[1])
     assert runtime_setup.train_macs(job) == pytest.approx(8 * steps)
     programs = runtime_steps.programs(job)
     for phase, changed in (("random", "vt"), ("decide", "d"), ("network", "v")):

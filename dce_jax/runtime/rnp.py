@@ -63,16 +63,21 @@ def policy(
     module: Decider,
     params: PyTree,
     knob: Array,
+    price: Array,
     *,
     epsilon: Array | float = 0.0,
     key: Array | None = None,
 ) -> Policy:
     """Epsilon-greedy decisions; the note of a site is its values, float32[B, k].
 
+    A value is what the network says plus ``(i - 1) p``, what the action itself costs: that part
+    need not be learned (our choice).
+
     Args:
       module: the network that decides.
       params: its parameters.
-      knob: float32[] or float32[B], the price between -1 (least is paid for a group) and 1.
+      knob: float32[] or float32[B], the price between -1 (the highest) and 1.
+      price: p, of the same shape, not positive.
       epsilon: share of decisions that are drawn uniformly instead.
       key: for them; None: all are greedy.
     """
@@ -81,6 +86,8 @@ def policy(
         wide = jnp.broadcast_to(knob, pooled.shape[:1])
         found: Any = module.apply({"params": params}, pooled, carry, wide, site=site)
         values, carry = found
+        groups = jnp.arange(module.actions, dtype=values.dtype)
+        values = values + jnp.broadcast_to(price, wide.shape)[:, None] * groups[None, :]
         level = jnp.argmax(values, axis=-1).astype(jnp.int32)
         if key is not None:
             drawn, which = jax.random.split(jax.random.fold_in(key, site))
@@ -111,7 +118,8 @@ def squared_error(
     Args:
       values: per site float32[B, k].
       levels: per site int32[B], actions taken, from 0.
-      losses: float32[B], classification loss at the end.
+      losses: float32[B], classification loss at the end, or what it is above another one of the
+        same images, which no action changes: the best actions are the same.
       price: p, float32[B] or float32[], not positive: what one channel group costs.
       alpha: weight of the loss; such that alpha times it is about 1.
       gamma: discount.

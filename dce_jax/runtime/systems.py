@@ -162,7 +162,7 @@ def policy(
     place = scaled(system, knob)
     module = system.module
     if isinstance(module, rnp.Decider):
-        return rnp.policy(module, params, place, epsilon=epsilon, key=key)
+        return rnp.policy(module, params, place, jnp.asarray(knob), epsilon=epsilon, key=key)
     if isinstance(module, fbs.Boost):
         return fbs.policy(module, params, system.levels, place, knob)
     assert isinstance(module, lcnet.Salience)
