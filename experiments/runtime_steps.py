@@ -139,9 +139,7 @@ def _decide(
     batch = job.source.batch_fn(data, step, key)
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     price = systems.at(job.system, _places(place, batch))
-    first = job.config.random * job.steps
-    done = jnp.clip((step.astype(jnp.float32) - first) / max(1, job.steps - first), 0.0, 1.0)
-    epsilon = 1.0 + (job.config.epsilon - 1.0) * done
+    epsilon = exploration(job, step)
 
     whole = _losses(_whole(job, state.variables, batch), batch)
 
@@ -163,6 +161,13 @@ def _decide(
     deciding, moments = _decided(job, state, grads)
     state = state._replace(deciding=deciding, deciding_moments=moments)
     return state, {**_metrics(job, outcome, batch, loss), "temporal_difference": error}
+
+
+def exploration(job: Job, step: Array) -> Array:
+    """Share of random decisions at a step: 1 where deciding begins, then down to ``epsilon``."""
+    first = job.config.random * job.steps
+    done = jnp.clip((step.astype(jnp.float32) - first) / max(1, job.steps - first), 0.0, 1.0)
+    return 1.0 + (job.config.epsilon - 1.0) * done
 
 
 def _places(key: Array, batch: dict[str, Array]) -> Array:

@@ -103,3 +103,9 @@ def test_images_of_a_batch_share_a_few_knobs():
     np.testing.assert_array_equal(places[:8], places[8:16])
     few = runtime_steps._few_places(jax.random.key(0), {"label": jnp.zeros(3, jnp.int32)})
     assert len(set(few.tolist())) == 3
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 1.0), (40, 1.0), (70, 0.6), (100, 0.2)])
+def test_random_decisions_become_fewer_once_deciding_begins(step, share):
+    job = SimpleNamespace(config=SimpleNamespace(random=0.4, epsilon=0.2), steps=100)
+    assert float(runtime_steps.exploration(job, jnp.int32(step))) == pytest.approx(share)
