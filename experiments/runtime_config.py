@@ -27,7 +27,7 @@ def defaults() -> ConfigDict:
     settings.learning_rate = 0.02
     settings.warmup = 0.05  # share of the whole
     settings.weight_decay = 5e-4
-    settings.deciding_rate = 1e-3  # AdamW, of what decides
+    settings.deciding_rate = config_dict.placeholder(float)  # AdamW; rnp 1e-2, else 1e-3
     settings.weight = 20.0  # l, c, lc: of the squared distance to the budget
     settings.sparsity = 1e-4  # fbs: of the mean saliency
     settings.random = 0.4  # rnp: share of the steps that first train under random decisions
@@ -57,7 +57,7 @@ def check(settings: ConfigDict) -> None:
         if not 0.0 <= settings[field] <= 1.0:
             raise ValueError(f"{field} is {settings[field]}: choose 0 to 1")
     for field in ("learning_rate", "deciding_rate", "epochs"):
-        if not settings[field] > 0.0:
+        if settings[field] is not None and not settings[field] > 0.0:
             raise ValueError(f"{field} is {settings[field]}: choose more than 0")
     if (settings.cheapest is None) != (settings.dearest is None):
         raise ValueError("a span has two ends: set both cheapest and dearest, or neither")

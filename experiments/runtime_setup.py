@@ -78,7 +78,7 @@ def build(config: ConfigDict) -> Job:
     # An optimizer counts its own steps alone.
     rate = optimizers.schedule(config, max(1, sum(each != DECIDE for each in phases)))
     own = max(1, sum(each in (DECIDE, BOTH) for each in phases))
-    slow = optax.cosine_decay_schedule(config.deciding_rate, own)
+    slow = optax.cosine_decay_schedule(_deciding_rate(config), own)
     return Job(
         config,
         asked,
@@ -114,6 +114,12 @@ def _parts(config: ConfigDict, narrowest: int) -> int:
     if config.parts is not None:
         return int(config.parts)
     return _PARTS.get(config.system, min(_MOST, narrowest))
+
+
+def _deciding_rate(config: ConfigDict) -> float:
+    if config.deciding_rate is not None:
+        return float(config.deciding_rate)
+    return 1e-2 if config.system == RNP else 1e-3
 
 
 def phase(config: ConfigDict, steps: int, step: int) -> str:
