@@ -107,11 +107,17 @@ def _decided(job: Job, state: State, grads: PyTree) -> tuple[PyTree, PyTree]:
 def _network(
     job: Job, phase: str, state: State, data: PyTree, step: Array, key: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Trains the network alone, under random decisions or under those of what decides."""
+    """Trains the network alone, under random decisions or under those of what decides.
+
+    The latter explore as what decides does when it is trained itself: a network that has only met
+    greedy ones forgets the others, and what decides can no longer choose them (our choice).
+    """
     batch = job.source.batch_fn(data, step, key)
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     knob = systems.at(job.system, _places(place, batch))
-    policy = systems.policy(job.system, state.deciding, knob)
+    policy = systems.policy(
+        job.system, state.deciding, knob, key=noise, epsilon=exploration(job, step)
+    )
     if phase == RANDOM:
         policy = rnp.random_policy(len(job.system.levels[0]), noise)
 
