@@ -39,13 +39,13 @@ def draw(paths: Sequence[Path]) -> Figure:
 
     Raises:
       FileNotFoundError: as `runtime_tables.tables`.
-      ValueError: a file that holds no result.
+      ValueError: a file that is not JSON.
     """
     groups = runtime_tables.grouped(paths)
     figure = Figure(figsize=(1.0 + 6.5 * len(groups), 4.8), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, ((dataset, network), (dynamic, static)) in zip(panels, groups.items(), strict=True):
-        _panel(axes, curves(dynamic, static))
+    for axes, ((dataset, network, _), runs) in zip(panels, groups.items(), strict=True):
+        _panel(axes, curves(*runs))
         axes.set_title(f"{network} on {dataset}", fontsize=10)
     return figure
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from dce_jax import forward, runtime
+from dce_jax import runtime
 from dce_jax.runtime import Choice, costs, systems
 from dce_jax.types import Array, PyTree
 from experiments.dataset import Split
@@ -68,10 +68,8 @@ def watcher(job: Job) -> Watcher:
         policy = runtime.replay(choices)
         return runtime.run(system.chain, system.levels, variables, scale(images), policy).logits
 
-    def plain(variables: PyTree, images: Array) -> Array:
-        state = {name: tree for name, tree in variables.items() if name != "params"}
-        module = job.subject.scene.module
-        return forward.apply(module, variables["params"], state, scale(images), train=False)[0]
+    def plain(variables: PyTree, images: Array) -> Any:
+        return job.subject.scene.module.apply(variables, scale(images), train=False)
 
     return Watcher(job, jax.jit(decide), jax.jit(follow), jax.jit(plain))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dce_jax import forward, runtime
+from dce_jax import runtime
 from dce_jax.runtime import Policy, costs, lcnet, rnp, systems
 from dce_jax.runtime.systems import FBS
 from dce_jax.types import Array, PyTree
@@ -83,14 +83,6 @@ def _run(
     return runtime.run(system.chain, system.levels, variables, batch["image"], policy, train=train)
 
 
-def _whole(job: Job, variables: PyTree, batch: dict[str, Array]) -> Array:
-    """Logits of the whole network, nothing decided."""
-    state = {name: tree for name, tree in variables.items() if name != "params"}
-    module = job.subject.scene.module
-    logits, _ = forward.apply(module, variables["params"], state, batch["image"], train=False)
-    return logits
-
-
 def _updated(job: Job, state: State, grads: PyTree, variables: PyTree) -> tuple[PyTree, PyTree]:
     """The network's variables and moments after a step."""
     params = state.variables["params"]
@@ -146,8 +138,8 @@ def _decide(
     place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, step), 1))
     price = systems.at(job.system, _places(place, batch))
     epsilon = exploration(job, step)
-
-    whole = _losses(_whole(job, state.variables, batch), batch)
+    plain: Any = job.subject.scene.module.apply(state.variables, batch["image"], train=False)
+    whole = _losses(plain, batch)
 
     def loss_of(deciding: PyTree) -> tuple[Array, Any]:
         policy = systems.policy(job.system, deciding, price, key=noise, epsilon=epsilon)

@@ -13,6 +13,9 @@ from experiments.summary import NONE, markdown, mean_and_spread
 TARGETS = (0.4, 0.5, 0.6, 0.7, 0.8)
 """Mean multiply-accumulates, as shares of the whole network's, at which accuracies are read off."""
 
+Subject = tuple[str, str, float]
+"""Data set, network, and the multiply-accumulates of the whole network."""
+
 _HEADS = (
     *("system", "MACs", "accuracy (n seeds)", "less shuffled [95 %]", "less one decision [95 %]"),
     *("less static [95 %]", "harder images, rank correlation"),
@@ -31,20 +34,22 @@ def tables(paths: Sequence[Path]) -> str:
 
     Raises:
       FileNotFoundError: no such directory, or no result of ``experiments.runtime`` in it.
-      ValueError: a file that holds neither.
+      ValueError: a file that is not JSON.
     """
     return "\n\n".join(_table(dynamic, static) for dynamic, static in grouped(paths).values())
 
 
-def grouped(paths: Sequence[Path]) -> dict[tuple[str, str], tuple[list[Any], list[Any]]]:
-    """(data set, network) -> (results of ``experiments.runtime``, those of ``experiments.train``).
+def grouped(paths: Sequence[Path]) -> dict[Subject, tuple[list[Any], list[Any]]]:
+    """Subject -> (results of ``experiments.runtime``, those of ``experiments.train``).
+
+    A network of another width is another subject: shares are of the whole network's work.
 
     Args:
       paths: directories.
 
     Raises:
       FileNotFoundError: no such directory, or no result of ``experiments.runtime`` in it.
-      ValueError: a file that is no result.
+      ValueError: a file that is not JSON.
     """
     files = [file for path in paths for file in _files(path)]
     found = [records.read_json(file) for file in files]
@@ -52,12 +57,18 @@ def grouped(paths: Sequence[Path]) -> dict[tuple[str, str], tuple[list[Any], lis
     static = [each for each in found if "macs_compact" in each]
     if not dynamic:
         raise FileNotFoundError(f"no result of experiments.runtime in {[str(p) for p in paths]}")
+    groups: dict[Subject, tuple[list[Any], list[Any]]] = {
+        _subject(run): ([], []) for run in dynamic
+    }
+    for place, runs in enumerate((dynamic, static)):
+        for run in runs:
+            if _subject(run) in groups:
+                groups[_subject(run)][place].append(run)
+    return groups
 
-    def of(results: Sequence[Any], subject: tuple[str, str]) -> list[Any]:
-        return [each for each in results if (each["dataset"], each["network"]) == subject]
 
-    subjects = dict.fromkeys((each["dataset"], each["network"]) for each in dynamic)
-    return {subject: (of(dynamic, subject), of(static, subject)) for subject in subjects}
+def _subject(run: Mapping[str, Any]) -> Subject:
+    return run["dataset"], run["network"], float(run["macs_full"])
 
 
 def _files(path: Path) -> list[Path]:

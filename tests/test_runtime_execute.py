@@ -22,6 +22,7 @@ FORMS = [
     *((net, "switched", kind) for net in chains.NETS for kind in ("nested", "own")),
     ("vgg", "chunks of 3", "nested"),
     *((net, "chunks of 3", "scaled") for net in chains.NETS),
+    ("vgg", "chunks of 3, unrolled", "scaled"),
     *((net, f"chunks of {size}", "scaled") for net in ("vgg", "projection") for size in (1, 7)),
 ]
 KINDS = {

@@ -196,6 +196,39 @@ def test_steps_train_what_their_phase_says(backbones):
             assert all(jax.tree.leaves(same)) == (letter not in changed), (phase, field)
 
 
+def deciding_the_same(job, levels):
+    """A start whose values ask for one level at every site, whatever the image."""
+    state = runtime_steps.start(job)
+    deciding = jax.tree.map(jnp.zeros_like, state.deciding)
+    deciding["values"]["bias"] = jnp.asarray(levels)
+    return state._replace(deciding=deciding)
+
+
+def test_the_networks_turns_explore_as_those_of_what_decides_do(backbones):
+    shares = {}
+    for epsilon in (0.0, 1.0):
+        job = runtime_setup.build(settings(backbones["tiny"], epsilon=epsilon))
+        step = runtime_steps.programs(job)["network"]
+        start = deciding_the_same(job, [0.0, -10.0])  # the fewest channels, where it is greedy
+        _, metrics = step(start, job.source.data_at(1), jnp.int32(12), jax.random.key(0))
+        shares[epsilon] = float(metrics["macs_share"])
+    assert shares[1.0] > shares[0.0] + 0.05
+
+
+def test_losses_are_counted_from_those_of_the_whole_network(backbones):
+    """Everything runs and costs next to nothing, so nothing is lost: only the values are wrong."""
+    config = settings(backbones["tiny"], epsilon=0.0, cheapest=-2e-6, dearest=-1e-6, gamma=1.0)
+    job = runtime_setup.build(config)
+    start = deciding_the_same(job, [0.0, 1.0])
+    _, metrics = runtime_steps.programs(job)["decide"](
+        start, job.source.data_at(1), jnp.int32(12), jax.random.key(0)
+    )
+    # Values of 1 at every site; only the last one's target, 0, is not 1.
+    sites = len(job.system.chain.sites)
+    assert float(metrics["loss"]) > 0.1
+    assert float(metrics["temporal_difference"]) == pytest.approx(1.0 / sites, abs=1e-3)
+
+
 def test_a_budget_is_kept(backbones):
     """The term of the budget, alone, moves work towards it."""
     config = settings(

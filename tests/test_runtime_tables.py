@@ -33,6 +33,7 @@ def results(tmp_path):
             network="n",
             dataset="d",
             seed=seed,
+            macs_full=1000.0,
             points=[point(0.72, 0.84 + lift, 0.82, 0.3), point(0.32, 0.80 + lift, 0.76)],
         )
         for share, accuracy in ((300, 0.78), (900, 0.84)):
@@ -46,6 +47,9 @@ def results(tmp_path):
                 macs_full=1000,
                 test_accuracy=accuracy,
             )
+    # The same network at another width: no neighbour of these.
+    wide = {"network": "n", "dataset": "d", "seed": 0, "macs_full": 4000, "macs_compact": 2000}
+    write(tmp_path, "wide.json", **wide, test_accuracy=0.99)
     return tmp_path
 
 
