@@ -1,8 +1,8 @@
 """Saliency signals: what a channel was worth in one step, as functions of one callable type.
 
-Every signal maps `Evidence` of a slab to non-negative numbers per executed channel; `to_unit`
-scales them to [0, 1] per group, as the bandit needs. Which signal the method of Spasov and Lio
-(BMVC 2019) uses is not known: the choice is this project's.
+Every signal maps `Evidence` of a slab to non-negative numbers per executed channel; `to_unit` or
+`to_ranks` scales them to [0, 1] per group, as the bandit needs. Which signal the method of Spasov
+and Lio (BMVC 2019) uses is not known: the choice is this project's.
 """
 
 import functools
@@ -134,6 +134,20 @@ def to_unit(values: Rewards, *, signed: bool = False) -> Rewards:
     return {group: _unit(value) for group, value in found.items()}
 
 
+def to_ranks(values: Rewards, *, signed: bool = False) -> Rewards:
+    """Share of a group's other channels that each one beats, float32 in [0, 1]; a tie counts half.
+
+    Spreads evenly what `to_unit` crowds near zero where one channel leads by far. Ranks say nothing
+    of one group against another. A channel alone has 1; NaN and infinite values stay what they are.
+
+    Args:
+      values: group -> float[K].
+      signed: values may be negative, which changes no rank.
+    """
+    del signed
+    return {group: _ranks(value.astype(jnp.float32)) for group, value in values.items()}
+
+
 def from_zero(values: Rewards) -> Rewards:
     """Takes the smallest finite value of all groups off every one.
 
@@ -162,6 +176,17 @@ def check_cover(signal: Signal, values: Mapping[str, Array], groups: tuple[str, 
 def _unit(value_K: Array) -> Array:
     largest = jnp.max(jnp.where(jnp.isfinite(value_K), value_K, 0.0))
     return value_K / jnp.where(largest > 0, largest, 1.0)
+
+
+def _ranks(value_K: Array) -> Array:
+    finite_K = jnp.isfinite(value_K)
+    sorted_K = jnp.sort(jnp.where(finite_K, value_K, jnp.inf))
+    below_K = jnp.searchsorted(sorted_K, value_K, side="left")
+    equal_K = jnp.searchsorted(sorted_K, value_K, side="right") - below_K
+    beaten_K = below_K.astype(jnp.float32) + 0.5 * (equal_K - 1).astype(jnp.float32)
+    others = jnp.sum(finite_K, dtype=jnp.int32) - 1
+    share_K = beaten_K / jnp.maximum(others, 1).astype(jnp.float32)
+    return jnp.where(finite_K, jnp.where(others > 0, share_K, 1.0), value_K)
 
 
 def _least(values: Iterable[Array]) -> Array:

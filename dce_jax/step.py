@@ -19,7 +19,17 @@ from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.lookups import Lookup
 from dce_jax.moments import optimizer_names
-from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, ScoreFn, Selection, Signal
+from dce_jax.types import (
+    Array,
+    Evidence,
+    LossFn,
+    PyTree,
+    Rewards,
+    ScoreFn,
+    Selection,
+    Signal,
+    UnitFn,
+)
 
 _BATCH, _LOSS, _SELECT, _SIGNAL = 0, 1, 2, 3  # what the key of a step is folded with
 
@@ -84,6 +94,7 @@ class Pieces(NamedTuple):
       tx: the optimizer.
       loss: of the narrow network.
       signal: what a channel was worth in a step.
+      unit: how the signal's values become rewards.
       gate_shapes: gates collection of the narrow network for one example, or {}.
       score: ranks the arms of a group.
       discount: of the bandit's means.
@@ -101,6 +112,7 @@ class Pieces(NamedTuple):
     tx: optax.GradientTransformation
     loss: LossFn
     signal: Signal
+    unit: UnitFn
     gate_shapes: PyTree
     score: ScoreFn
     discount: float
@@ -125,6 +137,7 @@ def pieces(
     tx: optax.GradientTransformation,
     loss: LossFn,
     signal: Signal,
+    unit: UnitFn = saliency.to_unit,
     gate_shapes: PyTree | None = None,
     score: ScoreFn = scores.greedy,
     discount: float = 1.0,
@@ -143,6 +156,7 @@ def pieces(
       tx: the optimizer; its state must have its parameters' shapes.
       loss: of the network *at the budget's widths*.
       signal: what a channel was worth.
+      unit: how its values become rewards: `saliency.to_unit` or `saliency.to_ranks`.
       gate_shapes: `forward.gate_shapes` of the narrow network; needed by gate signals.
       score: ranks the arms.
       discount: in (0, 1].
@@ -176,6 +190,7 @@ def pieces(
         tx=tx,
         loss=loss,
         signal=signal,
+        unit=unit,
         gate_shapes=gate_shapes or {},
         score=score,
         discount=discount,
@@ -284,7 +299,7 @@ def observe(pieces: Pieces, state: SlabState, data: PyTree) -> tuple[SlabState, 
     values = pieces.signal.value(evidence)
     saliency.check_cover(pieces.signal, values, tuple(state.rewards))
     asked = {group: values[group] for group in state.rewards}
-    scaled = saliency.to_unit(asked, signed=pieces.signal.signed)
+    scaled = pieces.unit(asked, signed=pieces.signal.signed)
     rewards = {group: before + scaled[group] for group, before in state.rewards.items()}
     return SlabState(loop, state.selection, rewards, state.taken + 1), metrics
 

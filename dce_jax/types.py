@@ -9,7 +9,7 @@ Letters, in names, comments and einsums:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
@@ -77,6 +77,13 @@ class Evidence(NamedTuple):
     model_state: PyTree = None
     batch: PyTree = None
     key: Array | None = None
+
+
+class UnitFn(Protocol):
+    """What a signal says of each group's channels, as rewards in [0, 1]."""
+
+    def __call__(self, values: Rewards, *, signed: bool = False) -> Rewards:
+        """Group -> float32[K]; ``signed`` where a value may be negative."""
 
 
 class Signal(NamedTuple):

@@ -6,7 +6,7 @@ from typing import get_args
 
 from ml_collections import ConfigDict
 
-from dce_jax import allocate, networks, scores, signals
+from dce_jax import allocate, networks, saliency, scores, signals
 from dce_jax.lookups import Lookup
 from dce_jax.pruning import evolve
 from experiments import pruners
@@ -29,6 +29,7 @@ SCALES = {
     "mean": allocate.by_mean,
     "none": allocate.as_they_are,
 }
+REWARDS = {"max": saliency.to_unit, "rank": saliency.to_ranks}
 TARGETS = ("macs", "params")
 FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
 
@@ -38,6 +39,7 @@ _CHOICES = {
     "allocation": ("uniform", "global"),
     "scale": tuple(SCALES),
     "target": TARGETS,
+    "rewards": tuple(REWARDS),
     "final": tuple(FINAL),
     "rate_over": ("steps", "macs"),
     "lookup": get_args(Lookup),
@@ -126,6 +128,11 @@ def _check_budget(config: ConfigDict) -> None:
             "allocation is global, learned while a run explores, but "
             + ("widths are given" if config.widths else f"method {config.method} never explores")
             + ": use allocation=uniform, or --config.widths of a run that learned them"
+        )
+    if config.allocation == "global" and config.rewards == "rank" and not config.scoring:
+        raise ValueError(
+            "rewards are ranks, which say nothing of one layer against another, but allocation is "
+            "global: use rewards=max, or score the whole network (scoring=20)"
         )
     for field in ("explore_keep", "scoring"):
         asked = config[field] and not (field == "scoring" and pruners.prunes(config))

@@ -77,6 +77,7 @@ def defaults() -> ConfigDict:
     config.alpha_end = config_dict.placeholder(float)  # linear schedule to this at the commit
     config.discount = 1.0  # of the bandit's means; 1 is the plain mean
     config.signal = "norm_taylor"  # or any name of `python -m experiments.signals --list`
+    config.rewards = "max"  # values over their group's max, or ranks in the group: max | rank
     config.final = "best"  # which channels the commit keeps: best | and as controls: random | worst
     config.init_scale = 1.0  # multiplies every initial kernel
     config.epochs = 20.0

@@ -9,7 +9,7 @@ SELECTING_ONLY = frozenset(
         *("alpha", "alpha_end", "discount", "signal", "select_every", "commit", "commit_step"),
         *("allocation", "plans", "scale", "per_cost", "idle", "target", "floor"),
         *("explore_keep", "scoring", "contest", "final", "quiet", "grow", "rate_over", "restart"),
-        *("lookup", "latents"),
+        *("lookup", "latents", "rewards"),
     }
 )
 _LEARNING_ONLY = frozenset(  # learned budgets

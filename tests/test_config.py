@@ -47,6 +47,8 @@ def test_shipped_configs_pass_and_share_their_fields(module):
         ({"method": "???"}, r"unknown method '\?\?\?'\. One of"),
         ({"network": "vgg-digit"}, "unknown network 'vgg-digit'; did you mean 'vgg-digits'[?]"),
         ({"signal": "norm_tailor"}, "unknown signal 'norm_tailor'; did you mean 'norm_taylor'[?]"),
+        ({"rewards": "ranks"}, "unknown rewards 'ranks'; did you mean 'rank'[?]"),
+        ({"rewards": "rank", "allocation": "global"}, "rewards are ranks, .* use rewards=max, or"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; did you mean 'bfloat16'[?]"),
         ({"scan": "yes"}, "unknown scan 'yes'"),
         ({"keep": 0.0}, "keep is 0.0: it must be above 0 and at most 1"),

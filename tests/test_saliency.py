@@ -243,6 +243,34 @@ def test_scaling_to_unit(values, expected, dtype):
     np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 400.0, 2.0], [0.0, 1.0, 0.5]),
+        ([3.0, 1.0, 3.0, 2.0, 3.0], [0.75, 0.0, 0.75, 0.25, 0.75]),
+        ([0.0, 0.0], [0.5, 0.5]),
+        ([-5.0, 7.0, -6.0], [0.5, 1.0, 0.0]),
+        ([np.nan, 2.0, 1.0], [np.nan, 1.0, 0.0]),
+        ([np.inf, 2.0, -np.inf, 1.0, 3.0], [np.inf, 0.5, -np.inf, 0.0, 1.0]),
+        ([np.nan, 7.0], [np.nan, 1.0]),
+        ([np.nan], [np.nan]),
+        ([0.0], [1.0]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_ranks(values, expected, dtype):
+    found = jax.jit(saliency.to_ranks)({"a": jnp.asarray(values, dtype)})["a"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+
+
+def test_ranks_are_shares_of_pairs_won():
+    values = np.random.default_rng(0).integers(0, 20, 33).astype(np.float32)
+    won = (values[:, None] > values).sum(1) + 0.5 * ((values[:, None] == values).sum(1) - 1)
+    found = saliency.to_ranks({"a": jnp.asarray(values)}, signed=True)["a"]
+    np.testing.assert_allclose(found, won / 32, rtol=1e-6)
+
+
 def test_a_signal_that_says_nothing_of_a_group_is_refused():
     signal = saliency.norm_taylor({})
     saliency.check_cover(signal, {"a": jnp.ones(2)}, ("a",))

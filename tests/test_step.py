@@ -231,6 +231,17 @@ def test_a_reward_is_the_signal_at_the_parameters_that_the_forward_pass_used():
     np.testing.assert_allclose(after.rewards["a"], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_rewards_are_what_the_scaling_makes_of_the_signal():
+    pieces, state = dense_setup()
+    inside, data = jitted(step.enter, pieces)(state), batch(shape=(5,))
+    by_max, _ = jitted(step.observe, pieces)(inside, data)
+    ranked, _ = jitted(step.observe, pieces._replace(unit=saliency.to_ranks))(inside, data)
+    for group, rewards in by_max.rewards.items():
+        expected = saliency.to_ranks({group: rewards})[group]
+        np.testing.assert_array_equal(ranked.rewards[group], expected)
+    same_bits(host(ranked.loop.params), host(by_max.loop.params))
+
+
 def test_gate_signals_reward_the_same_training():
     _, free = programs("adamw")
     pieces, gated = programs("adamw", "gate_taylor")

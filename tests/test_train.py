@@ -21,7 +21,14 @@ HALF = {"params": 18 + 4 + 54 + 6 + 9 + 3, "macs": 16 * 18 + 4 * 54 + 9}
 EXPLORED = {"select_every": 1, "commit": 1.0}  # R = 1, the bandit to the end
 
 WEIGHT_L2 = {"signal": "weight_l2", "discount": 0.9, "widths": "conv0=1"}
-NORM_SCALE = {"signal": "norm_scale", "alpha_end": 0.0, "crop": 1, "flip": True, "macs": 0.4}
+NORM_SCALE = {
+    "signal": "norm_scale",
+    "rewards": "rank",
+    "alpha_end": 0.0,
+    "crop": 1,
+    "flip": True,
+    "macs": 0.4,
+}
 
 
 def weights(workdir, name="compact_raw"):
@@ -228,9 +235,9 @@ def test_every_signal_rewards_what_ran(lab, changes):
 def test_signals_differ(lab):
     means = [
         str(runs.lines(lab.run(method="dce", **EXPLORED, **changes)[1] / "channels.jsonl")[-1])
-        for changes in ({}, {"signal": "batch_gate_taylor"}, {"signal": "weight_l1"})
+        for changes in ({}, {"signal": "weight_l1"}, {"signal": "fisher"}, {"rewards": "rank"})
     ]
-    assert len(set(means)) == 3
+    assert len(set(means)) == 4
 
 
 def test_idle_channels_may_catch_up_on_decoupled_decay(lab):
