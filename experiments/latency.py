@@ -2,6 +2,7 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
 
   python -m experiments.latency --json latency.json                    # VGG-16, a third of the MACs
   python -m experiments.latency --macs 0.1,0.2,0.333,0.5,0.75,1.0 --plot latency.png
+  python -m experiments.latency --system c --batch 1                   # C-Net decides, not rnp
   python -m experiments.latency --workdir runs/rnp                     # a trained system's network
   python -m experiments.latency --workdir runs/rnp --network vgg16     # its decisions, full width
 
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from dce_jax.runtime import systems
 from experiments import latency_decisions, latency_plot, latency_tables, machine, output, timing
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
@@ -103,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--network", help=f"network, at random weights (default: {_NETWORK})")
     add("--width", 1.0, float, "multiplies its published widths")
+    parser.add_argument(
+        "--system",
+        choices=systems.NAMES,
+        help=f"whose decision network runs, where decisions are drawn (default: {systems.RNP})",
+    )
     parser.add_argument("--parts", type=int, help=f"widths per site (default: {_PARTS})")
     parser.add_argument(
         "--macs",
@@ -132,10 +139,15 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--chunk {arguments.chunk} is larger than a batch of {min(several)}: choose 1 to "
             f"{min(several)}"
         )
-    if arguments.decisions is not None and (arguments.macs or arguments.parts is not None):
-        raise ValueError("--decisions names what is decided: leave out --macs and --parts")
-    if arguments.workdir is not None and (arguments.decisions or arguments.parts is not None):
-        raise ValueError("--workdir holds decisions and widths: leave out --decisions and --parts")
+    drawn = arguments.parts is not None or arguments.system is not None
+    if arguments.decisions is not None and (arguments.macs or drawn):
+        raise ValueError(
+            "--decisions names what is decided: leave out --macs, --parts and --system"
+        )
+    if arguments.workdir is not None and (arguments.decisions or drawn):
+        raise ValueError(
+            "--workdir holds decisions and widths: leave out --decisions, --parts and --system"
+        )
     if arguments.workdir is not None and len(arguments.macs or _MACS) > 1:
         raise ValueError("--workdir takes one point of the knob: name one number with --macs")
     for path in (arguments.json, arguments.plot):
@@ -191,7 +203,7 @@ def _subject(arguments: argparse.Namespace, given: File | None) -> Subject:
     return untrained(
         arguments.network or _NETWORK,
         width=arguments.width,
-        name="rnp" if given is None else given.system,
+        name=given.system if given else arguments.system or systems.RNP,
         parts=given.parts if given else _PARTS if arguments.parts is None else arguments.parts,
         images=images,
     )

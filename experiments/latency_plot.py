@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dce_jax.runtime import MASKED
+from experiments import latency_tables
 from experiments.latency_forms import FULL
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
 
@@ -20,8 +21,8 @@ def draw(found: Mapping[str, Any]) -> Figure:
     about, batches = found["subject"], list(dict.fromkeys(row["batch"] for row in found["latency"]))
     figure = Figure(figsize=(1.5 + 4.2 * len(batches), 4.8), layout="constrained")
     figure.suptitle(
-        f"{about['network']}, width {about['width']:g}, {found['device']}: what is decided per "
-        "image, and its time",
+        f"{latency_tables.network(about)}, {found['device']}: what is decided per image, and its "
+        "time",
         fontsize=11,
     )
     panels = figure.subplots(1, len(batches), squeeze=False)[0]

@@ -96,6 +96,16 @@ def tables(paths: Sequence[Path]) -> str:
     return "\n\n".join(map(_markdown, paths))
 
 
+def network(about: Mapping[str, Any]) -> str:
+    """Name and width of the network.
+
+    Args:
+      about: ``subject`` in the JSON of `experiments.latency`.
+    """
+    width = "as trained" if about["width"] is None else f"width {about['width']:g}"
+    return f"{about['network']}, {width}"
+
+
 def _markdown(path: Path) -> str:
     found = records.read_json(path)
     if not {"subject", "latency"} <= set(found):
@@ -109,7 +119,7 @@ def _markdown(path: Path) -> str:
 def _title(found: Mapping[str, Any]) -> str:
     about, versions = found["subject"], found["versions"]
     return (
-        f"{about['network']}{_width(about)}, {len(about['levels'])} sites of "
+        f"{network(about)}, {len(about['levels'])} sites of "
         f"{len(about['levels'][0])} widths, {about['system']}; {found['device']}, jax "
         f"{versions['jax']}"
     )
@@ -125,7 +135,3 @@ def _cells(row: Row) -> list[str]:
         "1" if row["form"] == FULL else interval(row, "ratio"),
         f"{row['compile_s']:.1f}",
     ]
-
-
-def _width(about: Mapping[str, Any]) -> str:
-    return ", as trained" if about["width"] is None else f", width {about['width']:g}"

@@ -23,6 +23,6 @@ def named() -> Iterator[None]:
         yield
 
 
-def subject(*, parts: int, images: int) -> Subject:
+def subject(*, parts: int, images: int, name: str = "rnp") -> Subject:
     with named():
-        return untrained("tiny", width=1.0, name="rnp", parts=parts, images=images)
+        return untrained("tiny", width=1.0, name=name, parts=parts, images=images)

@@ -194,6 +194,20 @@ def test_images_with_channels_of_their_own_do_not_run_in_chunks(tmp_path, capsys
     assert "fbs chooses other channels for every image" in capsys.readouterr().err
 
 
+def test_another_system_may_decide_what_is_drawn(tmp_path):
+    path = tmp_path / "c.json"
+    words = ["--system", "c", "--parts", "2", "--macs", "0.5", "--batch", "1", "--json", str(path)]
+    assert latency.main([*WORDS, *words]) == 0
+    about = json.loads(path.read_text())["subject"]
+    assert about["system"] == "c"
+    c = latency_nets.subject(parts=2, images=1, name="c").system
+    assert (
+        about["macs_deciding"]
+        == c.deciding
+        != latency_nets.subject(parts=2, images=1).system.deciding
+    )
+
+
 def test_the_ratio_of_means_weighs_rounds_by_their_time():
     times, full = np.array([1.0, 1.0, 10.0]), np.array([4.0, 4.0, 4.0])
     ratio, low, high = timing.ratio_of_means(times, full)
@@ -217,8 +231,11 @@ def test_the_ratio_of_means_weighs_rounds_by_their_time():
         (["--network", "vgg61"], "unknown network"),
         (["--network", "mobilenetv2", "--batch", "1"], "cannot be cut into links"),
         (["--decisions", "missing.json"], "missing.json does not exist"),
-        (["--decisions", "missing.json", "--macs", "0.5"], "leave out --macs and --parts"),
-        (["--decisions", "missing.json", "--parts", "2"], "leave out --macs and --parts"),
+        (["--decisions", "missing.json", "--macs", "0.5"], "leave out --macs, --parts and"),
+        (["--decisions", "missing.json", "--parts", "2"], "leave out --macs, --parts and"),
+        (["--decisions", "missing.json", "--system", "c"], "leave out --macs, --parts and"),
+        (["--workdir", "missing", "--system", "c"], "leave out --decisions, --parts and"),
+        (["--system", "fbs", "--batch", "1,6"], "fbs chooses other channels for every image"),
     ],
 )
 def test_bad_input_is_refused(words, message, capsys):

@@ -162,7 +162,9 @@ def test_latency_is_measured_under_the_decisions_of_a_run(finished, tmp_path, ca
     found, workdir = finished("rnp")
     path, share = tmp_path / "latency.json", found["points"][1]["macs_share"]
     words = ["--workdir", str(workdir), "--batch", "1", "--repeats", "20", "--json", str(path)]
-    assert latency.main([*words, "--macs", str(share)]) == 0
+    picture = tmp_path / "latency.svg"
+    assert latency.main([*words, "--macs", str(share), "--plot", str(picture)]) == 0
+    assert picture.stat().st_size > 0
     written = json.loads(path.read_text())
     assert (written["subject"]["network"], written["subject"]["weights"]) == ("tiny", "trained")
     decisions = written["latency"][1]["decisions"]
@@ -172,7 +174,7 @@ def test_latency_is_measured_under_the_decisions_of_a_run(finished, tmp_path, ca
     # Every image of the pool is timed once.
     assert written["latency"][1]["share"] == pytest.approx(share)
     assert latency.main([*words, "--parts", "2"]) == 2
-    assert "leave out --decisions and --parts" in capsys.readouterr().err
+    assert "leave out --decisions, --parts and --system" in capsys.readouterr().err
     assert latency.main(["--workdir", found["backbone"]["command"]]) == 2
 
 
