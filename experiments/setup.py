@@ -101,10 +101,8 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     thin = maps.with_widths(module, budget.compact)
     pace = _pace(config, channels, target, module, example) if pruners.prunes(config) else None
     if pace is None:
-        count = budgeting.macs_of(module, example)
-        length = lengths.length(
-            config, data.train.num_images, budgeting.ratio(count, budget, target)
-        )
+        ratio = budgeting.ratio(budgeting.macs_of(module, example), budget, target)
+        length = lengths.length(config, data.train.num_images, ratio)
     else:
         length = pacing.length(pace, config, data.train.num_images, [budget.compact])
     criterion = pace.pruner.criterion if pace else config.signal

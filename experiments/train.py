@@ -56,6 +56,7 @@ from experiments import (
 from experiments import placement as placing
 from experiments.background import Background
 from experiments.blocks import Exploring, Progress
+from experiments.dataset import DataSet
 from experiments.display import progress
 from experiments.profiling import Window
 from experiments.programs import Programs
@@ -107,12 +108,7 @@ def train(
     session.open_workdir(workdir, settings)
     if (workdir / result.RESULT).exists():
         return _finished(workdir, profile)
-    images = holdout.hold_out(
-        data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size),
-        validation=settings.validation,
-        examples=settings.examples,
-    )
-    run = setup.build(settings, images)
+    run = setup.build(settings, _images(settings))
     programs = Programs(placement=run.placement)
     name = f"{settings.name} {settings.method} seed {settings.seed}"
     with (
@@ -147,10 +143,8 @@ def train(
                 record(run, state, workdir, line)
             display.update(line)
             begin, done = done, end
-            if isinstance(state, Exploring) and done in plans.steps(run):
-                run, state = blocks.replan(run, programs, state, done)
-            if done == run.commit_step < run.steps and isinstance(state, Exploring):
-                state = blocks.commit(run, state)
+            if isinstance(state, Exploring):
+                run, state = _turned(run, programs, state, done)
             stop = processes.any_of(asked()) or begin < (settings.stop_after or 0) <= done
             if stop or session.due(run, done):
                 session.save(run, programs, state, workdir, done, writer=writer)
@@ -160,6 +154,20 @@ def train(
                 return None
         session.settle(writer, workdir)
     return _finish(run, programs, state, workdir)
+
+
+def _images(settings: ConfigDict) -> DataSet:
+    whole = data.load(settings.dataset, data_dir=settings.data_dir, image_size=settings.image_size)
+    return holdout.hold_out(whole, validation=settings.validation, examples=settings.examples)
+
+
+def _turned(run: Run, programs: Programs, state: Exploring, done: int) -> tuple[Run, Progress]:
+    """What a run that explores becomes after a block: planned anew, committed, or what it was."""
+    if done in plans.steps(run):
+        run, state = blocks.replan(run, programs, state, done)
+    if done == run.commit_step < run.steps:
+        return run, blocks.commit(run, state)
+    return run, state
 
 
 def _finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict[str, Any]:
