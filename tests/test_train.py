@@ -192,7 +192,9 @@ def test_whole_budget_is_the_dense_run(lab):
         np.testing.assert_allclose(weights(workdir)[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"select_every": 5}, EXPLORED])
+# With seed 0 two channels' mean rewards are so near that some processors' rounding ranks them
+# otherwise in a loop.
+@pytest.mark.parametrize("changes", [{"select_every": 5}, {**EXPLORED, "seed": 1}])
 def test_many_steps_in_one_dispatch_change_nothing(lab, changes):
     plain, one = lab.run(method="dce", **changes)
     found, other = lab.run(method="dce", scan="on", **changes)
