@@ -16,6 +16,7 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "quickstart.ipynb"
 def test_quickstart_runs_and_shows_its_table_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("DCE_NOTEBOOK_DIR", str(tmp_path))
     monkeypatch.setenv("DCE_NOTEBOOK_EPOCHS", "2")
+    monkeypatch.setenv("XLA_FLAGS", "")  # it trains long enough for optimised code to pay
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}
