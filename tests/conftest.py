@@ -5,9 +5,9 @@ import os
 import jax
 import pytest
 
-# The programs here compile for seconds and run for milliseconds: unoptimised code takes a quarter of the
-# time. XLA reads its flags at the first compilation. One's own flags stand: with `XLA_FLAGS= pytest` programs
-# are compiled as users have them, as CI does for one version set.
+# The programs here compile for seconds and run for milliseconds: let XLA optimise less. It reads
+# its flags at the first compilation. One's own flags stand: with `XLA_FLAGS= pytest` programs are
+# compiled as users have them, which is how CI tests one version set.
 QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 12):  # later versions do not know the flag, and abort
     QUICK.append("--xla_cpu_use_fusion_emitters=false")

@@ -19,7 +19,7 @@ def test_quickstart_runs_and_shows_its_table_and_pictures(tmp_path, monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "")  # it trains long enough for optimised code to pay
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": NOTEBOOK.parent}}
+        notebook, timeout=1200, resources={"metadata": {"path": NOTEBOOK.parent}}
     )
     client.execute()
     shown = [
