@@ -15,7 +15,7 @@ networks' steps in PyTorch and what whole workflows take (`experiments.benchmark
 `signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
 what removing units costs, plainly and with their means folded (`experiments.dead`), `runtime:`
 systems that decide per input at equal work (`experiments.runtime`), `latency:` how long they take
-(`experiments.latency`).
+(`experiments.latency`), `settling:` when selections stop moving (`experiments.settling`).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from experiments import (
     records,
     redundancy,
     runtime_tables,
+    settling,
     study_tables,
 )
 from experiments.summary import (
@@ -168,6 +169,7 @@ KINDS: dict[str, markers.Maker] = {
     "dead": dead_tables.tables,
     "runtime": runtime_tables.tables,
     "latency": latency_tables.tables,
+    "settling": settling.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 
