@@ -1,4 +1,4 @@
-"""The picture of a benchmark: time per step against keep, with the narrow network as the limit."""
+"""The picture of a benchmark: bars at one keep; over several, time against keep up to dense."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,18 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.cost_rows import label
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
 
 Row = dict[str, Any]
 
 _COLOURS = {"committed": GREEN, "masked": PURPLE}
+_BAR_COLOURS = {"dense": GREY, "narrow": INK, "slab": ORANGE, **_COLOURS}
 _SLAB_COLOURS = (ORANGE, BLUE, "#E69F00", "#56B4E9", "#882255", "#44AA99")
 
 
 def step_times(rows: Sequence[Row], *, device: str) -> Figure:
-    """Draws medians over rounds, with the range of all rounds as bars.
+    """Draws medians over rounds, and the range of all rounds as whiskers.
 
     Args:
       rows: of one network and batch size, as the benchmark's JSON holds them.
@@ -24,6 +26,39 @@ def step_times(rows: Sequence[Row], *, device: str) -> Figure:
     Returns:
       The figure.
     """
+    keeps = {row["keep"] for row in rows if row["variant"] == "narrow"}
+    figure = _at_one_keep(rows) if len(keeps) == 1 else _over_keeps(rows)
+    share = f", keep {keeps.pop():g}" if len(keeps) == 1 else ""
+    title = f"{rows[0]['network']}, batch {rows[0]['batch']}{share}, {device}"
+    figure.axes[0].set_title(title, loc="left", fontsize=11, color=INK)
+    return figure
+
+
+def _at_one_keep(rows: Sequence[Row]) -> Figure:
+    """A bar per variant, slowest first, with its share of the dense step."""
+    figure = Figure(figsize=(8, 0.8 + 0.36 * len(rows)), layout="constrained")
+    axes = style(figure.add_subplot(), grid="x")
+    ordered = sorted(rows, key=lambda row: float(row["ms_median"]))  # bars are drawn upwards
+    names = [_name(row, rows) for row in ordered]
+    colours = [_BAR_COLOURS[row["variant"]] for row in ordered]
+    times = [row["ms_median"] for row in ordered]
+    axes.barh(names, times, xerr=_whiskers(ordered), color=colours, ecolor=GREY, capsize=2)
+    for place, row in enumerate(ordered):
+        time = f"{row['ms_median']:.{0 if row['ms_median'] >= 100 else 1}f}"
+        told = f"  {time} ms, {row['vs_dense']:.2f} of dense"
+        axes.text(row["ms_max"], place, told, va="center", fontsize=9, color=INK)
+    axes.set_xlim(0, 1.45 * max(row["ms_max"] for row in rows))
+    axes.set_xlabel("milliseconds per training step", color=INK)
+    return figure
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    every = row["select_every"]
+    often = "" if every is None else f", a selection every {_steps(every)}"
+    return f"{label(row, rows)}{often}"
+
+
+def _over_keeps(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = style(figure.add_subplot())
     dense, narrow = _find(rows, "dense", None)[0], _find(rows, "narrow", None)
@@ -45,8 +80,6 @@ def step_times(rows: Sequence[Row], *, device: str) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("keep: share of every group's channels that execute", color=INK)
     axes.set_ylabel("milliseconds per training step", color=INK)
-    title = f"{dense['network']}, batch {dense['batch']}, {device}"
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center left")
     return figure
 
@@ -61,12 +94,10 @@ def _steps(every: int) -> str:
 
 
 def _bars(axes: Axes, rows: Sequence[Row], *, label: str, colour: str) -> None:
-    below = [row["ms_median"] - row["ms_min"] for row in rows]
-    above = [row["ms_max"] - row["ms_median"] for row in rows]
     axes.errorbar(
         [row["keep"] for row in rows],
         [row["ms_median"] for row in rows],
-        yerr=[below, above],
+        yerr=_whiskers(rows),
         label=label,
         color=colour,
         marker="s",
@@ -76,3 +107,9 @@ def _bars(axes: Axes, rows: Sequence[Row], *, label: str, colour: str) -> None:
         capsize=2,
         alpha=0.8,
     )
+
+
+def _whiskers(rows: Sequence[Row]) -> list[list[float]]:
+    """From the median down to the fastest round, and up to the slowest."""
+    below = [row["ms_median"] - row["ms_min"] for row in rows]
+    return [below, [row["ms_max"] - row["ms_median"] for row in rows]]

@@ -214,8 +214,9 @@ def test_signals_have_rows_and_lines_of_their_own():
     labels = {cost_rows.label(row, rows) for row in rows}
     assert {"slab, gate_taylor", "slab, norm_taylor", "narrow"} < labels
     assert {cost_rows.label(row, rows[:4]) for row in rows[:4]} == {"dense", "narrow", "slab"}
-    legend = cost_plot.step_times(rows, device="cpu").axes[0].get_legend().get_texts()
-    assert "slab, a selection every 10 steps, gate_taylor" in [t.get_text() for t in legend]
+    bars = cost_plot.step_times(rows, device="cpu").axes[0].get_yticklabels()
+    names = {"dense", "narrow", "masked", "slab, gate_taylor, a selection every 10 steps"}
+    assert names <= {bar.get_text() for bar in bars}
 
 
 def test_a_slabs_peak_is_compared_without_the_full_state():
@@ -324,6 +325,19 @@ def test_rows_compare_with_the_narrow_network_of_the_same_keep():
     )
     assert only[0]["vs_narrow"] == 3.0 and only[1]["vs_dense"] == pytest.approx(1 / 3)
     assert cost_rows.table(rows, device="cpu").row_count == len(rows)
+
+
+def test_a_picture_of_one_keep_has_a_bar_a_variant_that_tells_its_share_of_dense():
+    built = [variant("dense", 1.0), variant("narrow", 0.5), variant("slab", 0.5, 1)]
+    times_RV = np.array([[8.0, 2.0, 3.0], [8.0, 2.0, 3.5], [9.0, 2.0, 2.5]])
+    rows = cost_rows.rows(built, times_RV, network="net", batch=4)
+    axes = cost_plot.step_times(rows, device="cpu").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0, 8.0]
+    names = ["narrow", "slab, a selection every step", "dense"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    told = [text.get_text().strip() for text in axes.texts]
+    assert told == ["2.0 ms, 0.25 of dense", "3.0 ms, 0.38 of dense", "8.0 ms, 1.00 of dense"]
+    assert axes.get_title(loc="left") == "net, batch 4, keep 0.5, cpu"
 
 
 def test_picture_draws_the_limit_up_to_dense():
