@@ -41,6 +41,7 @@ class DataSet(NamedTuple):
       mean: per channel, of the training images divided by 255; of encoded ones, ImageNet's.
       std: per channel, likewise; 1.0 for a channel that is constant.
       notes: what was done to the images that a reader of a result must know.
+      class_names: one per class; () where the set names none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DataSet(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -194,7 +196,13 @@ def take(split: Split | Encoded, rows: npt.NDArray[np.integer] | slice) -> Split
 
 
 def make_dataset(
-    name: str, train: Split, test: Split, *, num_classes: int, notes: tuple[str, ...] = ()
+    name: str,
+    train: Split,
+    test: Split,
+    *,
+    num_classes: int,
+    notes: tuple[str, ...] = (),
+    class_names: tuple[str, ...] = (),
 ) -> DataSet:
     """Puts two splits together and measures the training images.
 
@@ -204,6 +212,7 @@ def make_dataset(
       test: checked test split.
       num_classes: number of classes.
       notes: see ``DataSet``.
+      class_names: see ``DataSet``.
 
     Returns:
       The data set.
@@ -224,4 +233,4 @@ def make_dataset(
     mean, std = pixel_statistics(train.images)
     height, width, channels = train.images.shape[1:]
     shape = (height, width, channels)
-    return DataSet(name, train, test, num_classes, shape, mean, std, notes)
+    return DataSet(name, train, test, num_classes, shape, mean, std, notes, class_names)

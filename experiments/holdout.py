@@ -42,7 +42,14 @@ def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet
     said = (*data.notes, *notes)
     if isinstance(train, Split) and isinstance(test, Split):
         # The statistics of what is trained on.
-        return make_dataset(data.name, train, test, num_classes=data.num_classes, notes=said)
+        return make_dataset(
+            data.name,
+            train,
+            test,
+            num_classes=data.num_classes,
+            notes=said,
+            class_names=data.class_names,
+        )
     return data._replace(train=train, test=test, notes=said)
 
 

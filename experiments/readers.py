@@ -223,4 +223,5 @@ def read_folder(name: str) -> DataSet:
         Split(images[:cut], labels[:cut]),
         Split(images[cut:], labels[cut:]),
         num_classes=len(classes),
+        class_names=tuple(classes),
     )

@@ -130,15 +130,16 @@ def ends(found: dict[str, Any], images: Any, pictures: np.ndarray) -> Figure:
       images: arrays ``share`` and ``labels`` of `images.npz`.
       pictures: uint8[N, H, W, C], the test images.
     """
-    index = middle(found)
-    share = images["share"][index]
+    names = found["class_names"]
+    share = images["share"][middle(found)]
     order = np.argsort(share, kind="stable")
     figure = Figure(figsize=(11.5, 3.2), layout="constrained")
     rows = figure.subplots(2, _SHOWN, squeeze=False)
     for row, chosen, word in ((0, order[:_SHOWN], "least"), (1, order[::-1][:_SHOWN], "most")):
         for axes, image in zip(rows[row], chosen, strict=False):
             axes.imshow(pictures[image].squeeze(), cmap="gray")
-            axes.set_title(f"class {images['labels'][image]}\n{share[image]:.0%}", fontsize=7)
+            label = int(images["labels"][image])
+            axes.set_title(f"{names[label] if names else label}\n{share[image]:.0%}", fontsize=7)
             axes.set_xticks([])
             axes.set_yticks([])
         rows[row][0].set_ylabel(f"{word} work", fontsize=8)

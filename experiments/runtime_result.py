@@ -83,6 +83,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "dataset": facts["dataset"],
         "seed": job.config.seed,
         "image_shape": list(job.subject.data.image_shape),
+        "class_names": list(job.subject.data.class_names),
         "knob": systems.KNOBS[job.system.name],
         "span": list(job.system.span),
         "sites": [link.name for link in job.system.chain.sites],

@@ -51,6 +51,7 @@ def read_encoded(name: str, *, data_dir: str, image_size: int) -> DataSet:
         mean=MEAN,
         std=STD,
         notes=tuple(notes),
+        class_names=train.features.class_names,
     )
 
 

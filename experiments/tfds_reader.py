@@ -60,7 +60,15 @@ def _in_memory(name: str, data_dir: str, shape: tuple[int, int, int]) -> DataSet
         border = ((0, 0), (2, 2), (2, 2), (0, 0))
         train, test = (Split(np.pad(part.images, border), part.labels) for part in (train, test))
         notes = ("28x28 images padded to 32x32 with zeros",)
-    return make_dataset(name, train, test, num_classes=opened[0].features.num_classes, notes=notes)
+    facts = opened[0].features
+    return make_dataset(
+        name,
+        train,
+        test,
+        num_classes=facts.num_classes,
+        notes=notes,
+        class_names=facts.class_names,
+    )
 
 
 def _read_split(name: str, opened: Records, shape: tuple[int, int, int]) -> Split:

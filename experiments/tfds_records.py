@@ -17,12 +17,14 @@ class Features(NamedTuple):
       label_key: name of the label feature.
       image_shape: (H, W, C), or None where sizes differ.
       num_classes: number of classes.
+      class_names: one per class.
     """
 
     image_key: str
     label_key: str
     image_shape: tuple[int, int, int] | None
     num_classes: int
+    class_names: tuple[str, ...]
 
 
 class Records(NamedTuple):
@@ -55,6 +57,7 @@ def features(builder: Any) -> Features:
     keys = builder.info.supervised_keys or ("image", "label")
     image, label = known.get(keys[0]), known.get(keys[1])
     classes = getattr(label, "num_classes", None)
+    names = tuple(getattr(label, "names", ()))
     shape: Any = getattr(image, "shape", ())
     dtype = getattr(image, "np_dtype", None)
     if classes is None or len(shape) != 3 or dtype != np.uint8:
@@ -62,7 +65,8 @@ def features(builder: Any) -> Features:
             f"{builder.name} is not an image classification set: it has {known}; "
             "needed are a uint8 image [H, W, C] and a class label"
         )
-    return Features(keys[0], keys[1], None if None in shape else shape, classes)
+    shape = None if None in shape else shape
+    return Features(keys[0], keys[1], shape, classes, names)
 
 
 def _split_name(builder: Any, split: str) -> str:

@@ -52,6 +52,7 @@ def middles(split):
 
 def test_encoded_sets_are_described_without_decoding_them(photos):
     assert (photos.num_classes, photos.image_shape) == (1000, (SIZE, SIZE, 3))
+    assert len(photos.class_names) == 1000 and photos.class_names[0] == "n01440764"
     assert (photos.train.num_images, photos.test.num_images) == (TRAIN, TEST)
     assert photos.notes == (
         "images cut to 8x8: random windows in training, else the middle",

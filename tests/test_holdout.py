@@ -14,7 +14,9 @@ def numbered(count, first):
     return Split(images, (np.arange(count) % 2).astype(np.int32))
 
 
-DATA = make_dataset("numbers", numbered(100, 0), numbered(10, 200), num_classes=2)
+DATA = make_dataset(
+    "numbers", numbered(100, 0), numbered(10, 200), num_classes=2, class_names=("even", "odd")
+)
 
 
 def ids(split):
@@ -28,6 +30,7 @@ def test_validation_and_training_share_no_image_and_lose_none():
     for split in (found.train, found.test):  # labels stay with their images
         np.testing.assert_array_equal(split.labels, split.images.ravel() % 2)
     assert found.mean == pytest.approx([found.train.images.mean() / 255])
+    assert found.class_names == ("even", "odd")
     assert "evaluated on 30 held-out training images" in found.notes[-1]
 
 

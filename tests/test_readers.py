@@ -83,6 +83,7 @@ def test_npz_is_read_as_it_is(tmp_path):
     np.testing.assert_array_equal(own.test.labels, values["test_labels"])
     assert own.train.labels.dtype == np.int32
     assert (own.num_classes, own.image_shape, own.notes) == (3, (4, 5, 3), ())
+    assert own.class_names == ()
 
 
 def test_npz_gray_images_get_one_channel(tmp_path):
@@ -142,6 +143,7 @@ def test_folder_labels_are_sorted_class_names(tmp_path, mode):
     assert own.train.labels.tolist() == [0, 0, 1, 1]
     assert own.test.labels.tolist() == [0, 0]
     assert own.image_shape == (4, 5, 3 if mode == "RGB" else 1)
+    assert own.class_names == ("ant", "cat")
     expected = kept["train", "cat", 1].reshape(own.image_shape)
     np.testing.assert_array_equal(own.train.images[3], expected)
     np.testing.assert_array_equal(

@@ -18,6 +18,7 @@ from experiments import (
     latency,
     runtime,
     runtime_config,
+    runtime_plots,
     runtime_result,
     runtime_seen,
     runtime_setup,
@@ -85,6 +86,17 @@ def finished(backbones, tmp_path_factory):
         return known[system]
 
     return run
+
+
+def test_example_images_are_titled_with_their_class_and_work():
+    share = np.array([[0.5, 0.25, 0.75]])
+    images = {"share": share, "labels": np.array([1, 0, 1])}
+    pictures = np.zeros((3, 2, 2, 1), np.uint8)
+    found = {"points": [{"macs_share": 0.5}]}
+    for names, first in ((["cat", "dog"], "cat"), ([], "0")):
+        figure = runtime_plots.ends({**found, "class_names": names}, images, pictures)
+        titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+        assert titles[0] == f"{first}\n25%" and len(titles) == 6
 
 
 @pytest.mark.parametrize("system", ["rnp", "l", "c", "lc", "fbs"])
