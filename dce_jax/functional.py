@@ -15,6 +15,7 @@ from typing import TypeAlias, overload
 import jax.numpy as jnp
 from jax import lax
 
+from dce_jax.convolve import convolve
 from dce_jax.slots import (
     Slab,
     channels,
@@ -102,14 +103,8 @@ def conv(
     values, small, small_bias = _gathered(x, kernel, outputs, bias, kernel_rank=4)
     if values.ndim != 4:
         raise ValueError(f"conv needs float[B, H, W, channels], got shape {values.shape}")
-    y = lax.conv_general_dilated(
-        values,
-        small,
-        strides,
-        padding if isinstance(padding, str) else tuple(padding),
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    pads = padding if isinstance(padding, str) else tuple(padding)
+    y = convolve(values, small, strides, pads, rhs_dilation=dilation)
     y = y if small_bias is None else y + small_bias
     return y if outputs is None else Slab(y, jnp.asarray(outputs))
 

@@ -2,6 +2,7 @@
 
     python -m experiments.widths
     python -m experiments.widths --widths 24,28,31,32,33 --dtype bfloat16 --json widths.json
+    python -m experiments.widths --image_size 2 --plain   # as XLA has it, even if it is slow
 
 Each contender is a step of gradient descent on a 3x3 convolution of K channels to K channels, its
 kernel and its images. They take turns, once each per round, on random
@@ -13,10 +14,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dce_jax import hardware
+from dce_jax.convolve import CHANNELS_LAST, convolve
 from dce_jax.types import Array
 from experiments import display, machine, output, timing, variants
 from experiments.arguments import list_of, status
 from experiments.summary import NONE
 from experiments.timing import Contender
+
+Convolution: TypeAlias = Callable[..., Array]
 
 _WIDTHS = "16,20,24,28,31,32,33,36,40,44,48,52,56,60,63,64,65,68,72,80,96,112,127,128,129,136,144"
 _DISPATCH = 20  # steps in one `lax.scan`, where this is not a CPU
@@ -56,10 +60,11 @@ class Layer(NamedTuple):
     images: Array
 
 
-def update(layer: Layer, data: None) -> tuple[Layer, dict[str, Array]]:
+def update(convolution: Convolution, layer: Layer, data: None) -> tuple[Layer, dict[str, Array]]:
     """One step of gradient descent on a convolution's mean squared output.
 
     Args:
+      convolution: `convolve` or `jax.lax.conv_general_dilated`.
       layer: before it.
       data: nothing; images are part of the state.
 
@@ -69,9 +74,7 @@ def update(layer: Layer, data: None) -> tuple[Layer, dict[str, Array]]:
     del data
 
     def loss(layer: Layer) -> Array:
-        y = lax.conv_general_dilated(
-            layer.images, layer.kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        y = convolution(layer.images, layer.kernel, (1, 1), "SAME", dimension_numbers=CHANNELS_LAST)
         return jnp.mean(jnp.square(y.astype(jnp.float32)))
 
     value, grads = jax.value_and_grad(loss)(layer)
@@ -79,14 +82,17 @@ def update(layer: Layer, data: None) -> tuple[Layer, dict[str, Array]]:
     return after, {"loss": value}
 
 
-def contender(width: int, *, batch: int, image_size: int, dtype: Any) -> Contender:
+def contender(
+    width: int, *, batch: int, image_size: int, dtype: Any, convolution: Convolution = convolve
+) -> Contender:
     """A convolution of ``width`` channels to as many, ready to be timed."""
     draw = np.random.default_rng(0)
     kernel = draw.normal(size=(3, 3, width, width)) / np.sqrt(9 * width)
     images = draw.normal(size=(batch, image_size, image_size, width))
     layer = Layer(jnp.asarray(kernel, dtype), jnp.asarray(images, dtype))
     dispatch = 1 if jax.default_backend() == "cpu" else _DISPATCH
-    call = timing.compiled(variants.many(update, dispatch), layer, None).call
+    step = variants.many(partial(update, convolution), dispatch)
+    call = timing.compiled(step, layer, None).call
     return Contender(f"width {width}", call, partial(jax.tree.map, jnp.copy, layer), None, dispatch)
 
 
@@ -138,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=32, metavar="N", help="images (default: %(default)s)")
     add("--image_size", type=int, default=16, metavar="N", help="H = W (default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
+    add("--plain", action="store_true", help="XLA's convolution where layers take a product")
     add("--rounds", type=int, default=15, metavar="N", help="at least (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
@@ -156,7 +163,11 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     _check(arguments)
     begun, widths = time.perf_counter(), sorted(set(arguments.widths))
     build = partial(
-        contender, batch=arguments.batch, image_size=arguments.image_size, dtype=arguments.dtype
+        contender,
+        batch=arguments.batch,
+        image_size=arguments.image_size,
+        dtype=arguments.dtype,
+        convolution=lax.conv_general_dilated if arguments.plain else convolve,
     )
     with display.progress("widths", len(widths) + arguments.rounds, facts="compiling") as shown:
         contenders = []

@@ -7,6 +7,7 @@ import pytest
 from flax.core import FrozenDict
 
 from dce_jax import budget, networks
+from dce_jax.convolve import convolve
 from experiments import describe, measured, timing, widths
 
 # Rounds by contender; the second is as slow as the first, the third faster than both.
@@ -61,7 +62,7 @@ def test_an_update_is_a_step_of_gradient_descent_on_the_squared_output():
     # Through a kernel of one entry that is not zero, the output is twice the input.
     kernel, images = np.zeros((3, 3, 1, 1), np.float32), np.full((1, 1, 1, 1), 3.0, np.float32)
     kernel[1, 1] = 2.0
-    after, metrics = widths.update(widths.Layer(kernel, images), None)
+    after, metrics = widths.update(convolve, widths.Layer(kernel, images), None)
     assert float(metrics["loss"]) == 36.0
     np.testing.assert_allclose(after.kernel[1, 1].ravel(), [2.0 - 0.01 * 2 * 6.0 * 3.0])
     np.testing.assert_allclose(after.images.ravel(), [3.0 - 0.01 * 2 * 6.0 * 2.0])

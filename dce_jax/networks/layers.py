@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dce_jax.convolve import convolve
+
 Axis: TypeAlias = str | tuple[str, ...] | None
 
 MOMENTUM, EPSILON = 0.9, 1e-5
@@ -54,6 +56,7 @@ def conv(
         strides=(stride, stride),
         padding=size // 2,
         use_bias=False,
+        conv_general_dilated=convolve,
         dtype=dtype,
         kernel_init=named(he_fan_out, (None, None, before, group)),
         name=name,

@@ -1,0 +1,113 @@
+"""Convolutions of tiny images: products equal to XLA's convolution, derivatives and counts too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from dce_jax import cost, networks
+from dce_jax.convolve import CHANNELS_LAST, convolve
+
+
+def drawn(*shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def plain(x, kernel, strides, padding, **options):
+    """The reference: XLA's own."""
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=CHANNELS_LAST, **options
+    )
+
+
+def primitives(fn, *args):
+    """Names of what a traced function calls, but for inner functions."""
+    return {eqn.primitive.name for eqn in jax.make_jaxpr(fn)(*args).eqns}
+
+
+PADDINGS = st.one_of(
+    st.sampled_from(["SAME"]),
+    st.tuples(*[st.tuples(st.integers(2, 4), st.integers(2, 4))] * 2),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.sampled_from([(3, 3), (5, 5), (3, 5), (2, 4)]),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    padding=PADDINGS,
+    widths=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    batch=st.integers(1, 3),
+)
+def test_it_is_the_convolution_and_so_are_its_gradients(
+    sides, size, strides, padding, widths, batch
+):
+    x, kernel = drawn(batch, *sides, widths[0]), drawn(*size, *widths, seed=1)
+    expected, pull = jax.vjp(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    found, pulled = jax.vjp(lambda x, k: convolve(x, k, strides, padding), x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    slope = drawn(*expected.shape, seed=2)
+    for mine, its in zip(pulled(slope), pull(slope), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "product"), [(1, True), (2, True), (3, False), (8, False)])
+def test_only_images_smaller_than_the_kernel_are_products(side, product):
+    x, kernel = drawn(2, side, side, 3), drawn(3, 3, 3, 4)
+    used = primitives(lambda x, k: convolve(x, k, (1, 1), "SAME"), x, kernel)
+    assert ("dot_general" in used, "conv_general_dilated" in used) == (product, not product)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3, 1, 4), {"feature_group_count": 4}),
+        ((3, 3, 4, 4), {"rhs_dilation": (2, 2)}),
+        ((3, 3, 4, 4), {"lhs_dilation": (2, 2)}),
+    ],
+)
+def test_grouped_and_dilated_convolutions_stay_xlas(kernel, options):
+    x, kernel, pads = drawn(2, 2, 2, 4), drawn(*kernel), ((2, 2), (2, 2))
+    found = convolve(x, kernel, (1, 1), pads, **options)
+    np.testing.assert_array_equal(found, plain(x, kernel, (1, 1), pads, **options))
+
+
+def test_channels_first_stay_xlas():
+    x, kernel = drawn(2, 4, 2, 2), drawn(3, 3, 4, 5)
+    numbers = ("NCHW", "HWIO", "NCHW")
+    found = convolve(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    expected = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_it_counts_as_much_forward_and_backward():
+    x, kernel = drawn(3, 2, 2, 4), drawn(3, 3, 4, 5)
+    for fn in (plain, convolve):
+        forward = cost.macs(lambda x, k, fn=fn: fn(x, k, (1, 1), "SAME"), x, kernel)
+        assert forward == 3 * 2 * 2 * 9 * 4 * 5
+        loss = jax.grad(lambda x, k, fn=fn: fn(x, k, (1, 1), "SAME").sum(), argnums=(0, 1))
+        assert cost.macs(loss, x, kernel) == 3 * forward
+
+
+def test_types_and_second_derivatives_are_those_of_the_convolution():
+    x, kernel = drawn(2, 2, 2, 3, dtype=jnp.bfloat16), drawn(3, 3, 3, 4, dtype=jnp.bfloat16)
+    assert convolve(x, kernel, (1, 1), "SAME").dtype == jnp.bfloat16
+    x, kernel, along = drawn(2, 2, 2, 3), drawn(3, 3, 3, 4), drawn(3, 3, 3, 4, seed=5)
+    bent = []
+    for fn in (plain, convolve):
+        loss = jax.grad(lambda k, fn=fn: jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME"))))
+        bent.append(jax.jvp(loss, (kernel,), (along,))[1])
+    np.testing.assert_allclose(bent[1], bent[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_layers_of_a_vgg_are_products():
+    network = networks.build("vgg16", num_classes=10, width=0.125)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    traced = jax.make_jaxpr(lambda v, x: network.apply(v, x))(variables, x)
+    text = str(traced)
+    assert text.count("conv_general_dilated[") == 10  # 13 layers, of which three see 2x2
