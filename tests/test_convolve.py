@@ -34,7 +34,7 @@ PADDINGS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(
     sides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     size=st.sampled_from([(3, 3), (5, 5), (3, 5), (2, 4)]),

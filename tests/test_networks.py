@@ -83,9 +83,18 @@ def test_bfloat16_computes_narrow_and_keeps_float32_parameters():
     with jax.numpy_dtype_promotion("standard"):
         lowered = jax.jit(net.apply).lower(shapes, image(8, 1)).as_text()
         assert jax.eval_shape(net.apply, shapes, image(8, 1)).dtype == jnp.float32
-    convolutions = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
-    assert len(convolutions) == 6
-    assert all("xbf16>" in line and "xf32>" not in line for line in convolutions)
+    found = {
+        kind: [line for line in lowered.splitlines() if f"stablehlo.{kind}" in line]
+        for kind in ("convolution", "dot_general")
+    }
+    # The two layers at 2x2 are products, and so is the head.
+    assert {kind: len(lines) for kind, lines in found.items()} == {
+        "convolution": 4,
+        "dot_general": 3,
+    }
+    assert all(
+        "xbf16>" in line and "xf32>" not in line for lines in found.values() for line in lines
+    )
 
 
 def test_the_channel_map_of_a_vgg_is_proved_and_the_norms_follow_the_train_flag():
