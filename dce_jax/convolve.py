@@ -1,8 +1,8 @@
 """`lax.conv_general_dilated` as layers here call it: convolutions of tiny images are products.
 
 XLA's CPU backend is slow where the kernel is larger than the image: a 3x3 convolution of 512
-channels at 2x2 takes about a hundred times as long there as the same work as one matrix product
-(`experiments.widths --image_size 2`, with and without `--plain`; docs/hardware.md).
+channels at 2x2, gradients included, takes forty times as long there as the same work as one matrix
+product (`experiments.widths --image_size 2`, with and without `--plain`; docs/hardware.md).
 """
 
 from collections.abc import Sequence
