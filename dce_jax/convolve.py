@@ -83,7 +83,8 @@ def _patches(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
     padded = jnp.pad(x, ((0, 0), *map(tuple, padding), (0, 0)))
-    ends = [side - length + 1 for side, length in zip(padded.shape[1:3], size, strict=True)]
+    # A padded image that is still too small for the kernel has no output positions.
+    ends = [max(0, side - length + 1) for side, length in zip(padded.shape[1:3], size, strict=True)]
     taps = [
         padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
         for i in range(size[0])

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.cost_rows import label
+from experiments import cost_rows
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def _at_one_keep(rows: Sequence[Row]) -> Figure:
 def _name(row: Row, rows: Sequence[Row]) -> str:
     every = row["select_every"]
     often = "" if every is None else f", a selection every {_steps(every)}"
-    return f"{label(row, rows)}{often}"
+    return f"{cost_rows.label(row, rows)}{often}"
 
 
 def _over_keeps(rows: Sequence[Row]) -> Figure:

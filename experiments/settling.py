@@ -12,6 +12,7 @@ is the share of all channels that belong to one of them alone. Runs must have ex
 import argparse
 import itertools
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,13 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]], steps: Sequence[str]) -
     return [method, *means, at, f"{accuracy} ({len(runs)})"]
 
 
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line as results store it: without the directories of this machine."""
+    runs = [f"runs/{workdir.absolute().name}" for workdir in arguments.workdirs]
+    rule = ["--threshold", f"{arguments.threshold:g}", "--times", str(arguments.times)]
+    return shlex.join(["python", "-m", "experiments.settling", *runs, *rule])
+
+
 def _run(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.threshold < 1 or arguments.times < 1:
         raise ValueError(
@@ -150,6 +158,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         output.check_writable(arguments.json)
     found = {
+        "command": _command(arguments),
         "threshold": arguments.threshold,
         "times": arguments.times,
         "runs": [follow(w, arguments.threshold, arguments.times) for w in arguments.workdirs],

@@ -76,6 +76,13 @@ def test_grouped_and_dilated_convolutions_stay_xlas(kernel, options):
     np.testing.assert_array_equal(found, plain(x, kernel, (1, 1), pads, **options))
 
 
+@pytest.mark.parametrize(("side", "size"), [(1, 3), (2, 3), (2, 4), (2, 5)])
+def test_a_kernel_that_fits_nowhere_leaves_no_positions(side, size):
+    x, kernel = drawn(2, side, side, 3), drawn(size, size, 3, 4)
+    expected = plain(x, kernel, (1, 1), "VALID")
+    assert convolve(x, kernel, (1, 1), "VALID").shape == expected.shape == (2, 0, 0, 4)
+
+
 def test_channels_first_stay_xlas():
     x, kernel = drawn(2, 4, 2, 2), drawn(3, 3, 4, 5)
     numbers = ("NCHW", "HWIO", "NCHW")

@@ -67,6 +67,8 @@ def test_the_command_writes_what_its_marker_shows(tmp_path, capsys):
     assert settling.main([*words, "--json", str(path), "--times", "2"]) == 0
     row = "| dce | 0.000 | 0.000 | 60, 60 | 96.50 ± 0.71 % (2) |"
     assert row in capsys.readouterr().out
+    command = "python -m experiments.settling runs/dce0 runs/dce1 runs/random0"
+    assert _json(path)["command"] == f"{command} --threshold 0.1 --times 2"
     document = tmp_path / "page.md"
     document.write_text("<!-- settling:x settling.json -->\n<!-- /settling:x -->\n")
     assert tables.main(["--readme", str(document)]) == 0
