@@ -30,6 +30,7 @@ _PLACES = {
     "--json": "{}",
     "--plot": "{}",
     "--decisions": "{}",
+    "--frequencies": "{}",
 }
 
 

@@ -5,15 +5,18 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
   python -m experiments.latency --system c --batch 1                   # C-Net decides, not rnp
   python -m experiments.latency --workdir runs/rnp                     # a trained system's network
   python -m experiments.latency --workdir runs/rnp --network vgg16     # its decisions, full width
+  python -m experiments.latency --frequencies result.json              # as often as it made them
 
 One image runs through a switch over widths, a batch in chunks of images that ask for the same;
 the masked form, which computes everything, runs the same decisions. The decision network is in all
 three, and runs: what it decides is overruled at run time by the decisions that are drawn. The whole
 network is 1. In every round each contender runs once, on the round's own decisions; a ratio is that
-of mean times over rounds, with a 95 % bootstrap interval over rounds.
+of mean times over rounds, with a 95 % bootstrap interval over rounds. All rounds are made twice,
+and the second time counts: a branch of a switch is slower when it runs for the first time.
 
 Decisions are those of a file, one row of levels per image, or drawn for a mean share of the
-network's MACs; every round's are evenly spread over them, from the cheapest to the dearest.
+network's MACs, by themselves or as often as a trained system made them (--frequencies); every
+round's are evenly spread over them, from the cheapest to the dearest.
 """
 
 import argparse
@@ -27,10 +30,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from dce_jax.runtime import systems
-from experiments import latency_decisions, latency_plot, latency_tables, machine, output, timing
+from experiments import (
+    latency_decisions,
+    latency_frequencies,
+    latency_plot,
+    latency_tables,
+    machine,
+    output,
+    timing,
+)
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File
@@ -65,6 +78,8 @@ class Plan(NamedTuple):
 def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Rows of one batch size: the whole network, then every form at every set of decisions.
 
+    All rounds are made twice, and the second time counts: a branch is slower when it runs first.
+
     Args:
       subject: network and system.
       plan: what is measured.
@@ -75,14 +90,18 @@ def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[d
     pairs = [(form, draws) for draws in plan.draws for form in deciding]
     rounds = len(plan.draws[0].levels_RSB)
     entrants = [(first, plan.draws[0]), *pairs]
-    times_RC = timing.interleave(
-        [contender(subject, form, draws) for form, draws in entrants],
-        least=rounds,
-        until=time.perf_counter(),
-        report=lambda done, _: tell(f"round {done} of {rounds}"),
-        shortest=0.0,  # every run takes the next decisions, so each is one measurement
-    )
-    return latency_tables.rows(subject, entrants, times_RC, chunk=plan.chunk)
+
+    def turn(name: str) -> npt.NDArray[np.float64]:
+        return timing.interleave(
+            [contender(subject, form, draws) for form, draws in entrants],
+            least=rounds,
+            until=time.perf_counter(),
+            report=lambda done, _: tell(f"{name} round {done} of {rounds}"),
+            shortest=0.0,  # every run takes the next decisions, so each is one measurement
+        )
+
+    first_RC, times_RC = turn("unmeasured"), turn("measured")
+    return latency_tables.rows(subject, entrants, times_RC, first_RC, chunk=plan.chunk)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="take decisions from here")
     parser.add_argument(
+        "--frequencies",
+        type=Path,
+        metavar="FILE",
+        help="a result.json of experiments.runtime: draw levels as often as its system chose them "
+        "at the two points of its knob around --macs (one number)",
+    )
+    parser.add_argument(
         "--batch", type=list_of(int), default=_BATCHES, help="batch sizes (default: 1,256)"
     )
     for name, (default, text) in _SIZES.items():
@@ -148,8 +174,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--workdir holds decisions and widths: leave out --decisions, --parts and --system"
         )
-    if arguments.workdir is not None and len(arguments.macs or _MACS) > 1:
-        raise ValueError("--workdir takes one point of the knob: name one number with --macs")
+    if arguments.frequencies is not None and (arguments.decisions or arguments.workdir or drawn):
+        raise ValueError(
+            "--frequencies holds decisions and widths: leave out --decisions, --workdir, --parts "
+            "and --system"
+        )
+    one = arguments.workdir is not None or arguments.frequencies is not None
+    if one and len(arguments.macs or _MACS) > 1:
+        raise ValueError("--workdir and --frequencies take one share: name one number with --macs")
     for path in (arguments.json, arguments.plot):
         if path is not None:
             output.check_writable(path)
@@ -179,7 +211,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         check_nested(subject)
     plans = _plans(arguments, subject, given)
     total = sum(
-        2 + len(executions(plan.batch, plan.chunk)) + len(plan.draws[0].levels_RSB)
+        2 + len(executions(plan.batch, plan.chunk)) + 2 * len(plan.draws[0].levels_RSB)
         for plan in plans
     )
     rows = []
@@ -191,8 +223,11 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _given(arguments: argparse.Namespace) -> File | None:
+    share = (arguments.macs or _MACS)[0]
     if arguments.workdir is not None:
-        return latency_decisions.of_run(arguments.workdir, (arguments.macs or _MACS)[0])
+        return latency_decisions.of_run(arguments.workdir, share)
+    if arguments.frequencies is not None:
+        return latency_frequencies.of_result(arguments.frequencies, share)
     return None if arguments.decisions is None else latency_decisions.read(arguments.decisions)
 
 
@@ -237,6 +272,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "command": shlex.join(["python", "-m", "experiments.latency", *portable(words)]),
         "settings": {name: getattr(arguments, name) for name in ("batch", *_SIZES)},
         "ratio": "of mean times over rounds; 95 % bootstrap interval, rounds drawn as pairs",
+        "ratio_first": "as ratio, when the same rounds were made for the first time",
         **_measure(arguments),
     }
     if arguments.json is not None:

@@ -26,6 +26,7 @@ def rows(
     subject: Subject,
     entrants: Sequence[tuple[Form, Draws]],
     times_RC: npt.NDArray[np.float64],
+    first_RC: npt.NDArray[np.float64],
     *,
     chunk: int,
 ) -> list[dict[str, Any]]:
@@ -35,6 +36,7 @@ def rows(
       subject: network and system.
       entrants: what was timed, the whole network first, and its decisions.
       times_RC: float64[rounds, entrants], ms.
+      first_RC: of the same rounds, when they were made for the first time.
       chunk: images in a chunk.
     """
     found = []
@@ -57,6 +59,7 @@ def rows(
                 "ratio_low": low,
                 "ratio_high": high,
                 "ratio_paired_median": paired.median,
+                "ratio_first": timing.ratio_of_means(first_RC[:, i], first_RC[:, 0])[0],
                 "compile_s": form.program.seconds,
             }
         )

@@ -168,6 +168,29 @@ def test_every_round_takes_the_next_decisions_and_all_forms_the_same(asked):
         np.testing.assert_array_equal(shown, [second, first, second, first, second])
 
 
+def test_rounds_are_made_twice_and_the_second_time_counts(compiled, monkeypatch):
+    asked, built = compiled
+    monkeypatch.setattr(latency, "forms", lambda *_, **__: built)
+    turns = [np.array([[1.0, 9.0, 3.0]] * 4), np.array([[2.0, 1.0, 2.0]] * 4)]
+    made = []
+
+    def interleave(entrants, *, least, report, **_):
+        made.append((len(entrants), least))
+        report(1, least)
+        return turns[len(made) - 1]
+
+    monkeypatch.setattr(timing, "interleave", interleave)
+    pool = latency_decisions.drawn(asked.system, 0.5)
+    draws = latency_decisions.draws(asked.system, pool, rounds=4, batch=1)
+    told: list[str] = []
+    rows = latency.measure(asked, latency.Plan(1, 1, (draws,)), told.append)
+    assert made == [(3, 4), (3, 4)]
+    assert told[-2:] == ["unmeasured round 1 of 4", "measured round 1 of 4"]
+    assert [row["ms_mean"] for row in rows] == [2.0, 1.0, 2.0]
+    assert [row["ratio"] for row in rows] == [1.0, 0.5, 1.0]
+    assert [row["ratio_first"] for row in rows] == [1.0, 9.0, 3.0]
+
+
 def test_decisions_of_a_file_are_used_as_given(compiled, monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "forms", lambda *_, **__: compiled[1])  # compiled before
     path, out = tmp_path / "decisions.json", tmp_path / "latency.json"
@@ -185,6 +208,23 @@ def test_decisions_of_a_file_are_used_as_given(compiled, monkeypatch, tmp_path):
     assert found["latency"][1]["decisions"] == {**want, "images_in_pool": 3}
     assert found["latency"][1]["share"] == pytest.approx(draws.share)
     assert "--decisions decisions.json" in found["command"]
+
+
+def test_decisions_are_drawn_with_the_frequencies_of_a_result(compiled, monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "forms", lambda *_, **__: compiled[1])  # compiled before
+    path, out = tmp_path / "result.json", tmp_path / "latency.json"
+    points = [
+        {"knob": knob, "macs_share": share, "levels": {"all": [[1 - p, p], [1 - p, p]]}}
+        for knob, share, p in ((0.0, 0.2, 0.0), (1.0, 0.6, 0.9))
+    ]
+    given = {"points": points, "system": "rnp", "levels": [[4, 8], [4, 8]], "command": "python"}
+    path.write_text(json.dumps(given))
+    words = ["--frequencies", str(path), "--macs", "0.6", "--batch", "1", "--json", str(out)]
+    assert latency.main([*WORDS, *words]) == 0
+    row = json.loads(out.read_text())["latency"][1]
+    assert row["decisions"]["knobs"] == [0.0, 1.0] and row["decisions"]["share_of_second"] == 1.0
+    assert row["decisions"]["target"] == 0.6 and 0.5 < row["share"] < 1.0
+    assert "--frequencies result.json" in json.loads(out.read_text())["command"]
 
 
 def test_images_with_channels_of_their_own_do_not_run_in_chunks(tmp_path, capsys):
@@ -235,6 +275,11 @@ def test_the_ratio_of_means_weighs_rounds_by_their_time():
         (["--decisions", "missing.json", "--parts", "2"], "leave out --macs, --parts and"),
         (["--decisions", "missing.json", "--system", "c"], "leave out --macs, --parts and"),
         (["--workdir", "missing", "--system", "c"], "leave out --decisions, --parts and"),
+        (["--workdir", "missing", "--macs", "0.2,0.5"], "name one number with --macs"),
+        (["--frequencies", "missing.json"], "missing.json"),
+        (["--frequencies", "missing.json", "--workdir", "x"], "leave out --decisions, --workdir"),
+        (["--frequencies", "missing.json", "--parts", "2"], "leave out --decisions, --workdir"),
+        (["--frequencies", "missing.json", "--macs", "0.2,0.5"], "name one number with --macs"),
         (["--system", "fbs", "--batch", "1,6"], "fbs chooses other channels for every image"),
     ],
 )

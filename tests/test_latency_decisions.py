@@ -11,7 +11,7 @@ import pytest
 from dce_jax.runtime import choice as choices_of
 from dce_jax.runtime import costs, execute
 from dce_jax.runtime.choice import Choice
-from experiments import latency_decisions
+from experiments import latency_decisions, latency_frequencies
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,55 @@ def test_bad_files_of_decisions_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         latency_decisions.read(path)
+
+
+RESULT = {
+    "system": "rnp",
+    "command": "python -m experiments.runtime",
+    "levels": [[2, 4, 6, 8], [2, 4, 6, 8]],
+    "points": [
+        {"knob": 0.3, "macs_share": 0.8, "levels": {"all": [[0, 0, 0, 1.0], [0, 0, 0.5, 0.5]]}},
+        {"knob": 0.1, "macs_share": 0.2, "levels": {"all": [[1.0, 0, 0, 0], [0.75, 0.25, 0, 0]]}},
+        {"knob": 0.2, "macs_share": 0.4, "levels": {"all": [[0, 1.0, 0, 0], [0, 1.0, 0, 0]]}},
+    ],
+}
+
+
+def result(folder, **other):
+    path = folder / "result.json"
+    path.write_text(json.dumps(RESULT | other))
+    return path
+
+
+def test_levels_are_drawn_as_often_as_the_two_nearest_points_chose_them(tmp_path):
+    file = latency_frequencies.of_result(result(tmp_path), 0.25)
+    assert (file.system, file.parts) == ("rnp", 4)
+    levels = file.pool.levels_NS
+    assert levels.dtype == np.int32 and levels.shape == (latency_decisions.POOL, 2)
+    # A quarter of the images are of the dearer point, and all their sites are.
+    dearer = levels[:, 0] == 1
+    assert dearer.mean() == pytest.approx(0.25, abs=0.02)
+    assert (levels[dearer, 1] == 1).all() and (levels[~dearer, 0] == 0).all()
+    assert (levels[~dearer, 1] == 1).mean() == pytest.approx(0.25, abs=0.02)
+    assert file.pool.facts["knobs"] == [0.1, 0.2]
+    assert file.pool.facts["share_of_second"] == pytest.approx(0.25)
+    again = latency_frequencies.of_result(result(tmp_path), 0.25)
+    np.testing.assert_array_equal(levels, again.pool.levels_NS)
+
+
+@pytest.mark.parametrize(("target", "first"), [(0.2, 0), (0.4, 1), (0.8, 3)])
+def test_a_point_met_exactly_stands_alone(tmp_path, target, first):
+    levels = latency_frequencies.of_result(result(tmp_path), target).pool.levels_NS
+    assert (levels[:, 0] == first).all()
+
+
+def test_frequencies_that_cannot_be_are_refused(tmp_path):
+    for target in (0.1, 0.9, float("nan")):
+        with pytest.raises(ValueError, match=r"span 0.2 to 0.8 of the network's MACs"):
+            latency_frequencies.of_result(result(tmp_path), target)
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    with pytest.raises(ValueError, match="is no result of experiments"):
+        latency_frequencies.of_result(other, 0.3)
+    with pytest.raises(FileNotFoundError):
+        latency_frequencies.of_result(tmp_path / "missing.json", 0.3)
