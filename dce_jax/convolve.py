@@ -1,19 +1,27 @@
-"""`lax.conv_general_dilated` as layers here call it: convolutions of tiny images are products.
+"""`lax.conv_general_dilated` as layers here call it, without two slow paths of XLA's CPU backend.
 
-XLA's CPU backend is slow where the kernel is larger than the image: a 3x3 convolution of 512
-channels at 2x2, gradients included, takes forty times as long there as the same work as one matrix
-product (`experiments.widths --image_size 2`, with and without `--plain`; docs/hardware.md).
+Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
+included, takes forty times as long there as the same work as one matrix product, so it is one.
+Where a batch does not fit the cache, the kernel's gradient takes up to three times as long as the
+same sum over parts of the batch that do; on CPUs it is that sum (`experiments.widths`, with and
+without `--plain`; docs/hardware.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from dce_jax.types import Array
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
+PART_BYTES = 2**20
+"""Of inputs and outputs together: what one part of a batch may need. A core has as much cache."""
 
 
 def convolve(
@@ -30,9 +38,10 @@ def convolve(
 ) -> Array:
     """Convolves; the arguments are those of `jax.lax.conv_general_dilated`.
 
-    An image smaller than the kernel becomes, where channels are last and nothing is dilated or
-    grouped, one product of its patches and the kernel: as many multiply-accumulates, equal up to
-    rounding, and the same function under every derivative.
+    Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
+    becomes one product of its patches and the kernel, and on a CPU the gradient of the kernel a sum
+    over parts of a large batch: as many multiply-accumulates, equal up to rounding, and the same
+    function under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -55,17 +64,65 @@ def convolve(
         patches = _patches(x, kernel.shape[:2], strides, padding)
         rows = kernel.reshape(-1, kernel.shape[-1])
         return jnp.dot(patches, rows, precision=precision)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
+    whole = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
         lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation,
         dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
         precision=precision,
     )
+    count = _parts(whole, x, kernel) if plain and last else 1
+    return whole(x, kernel) if count == 1 else _summed(whole, count, x, kernel)
+
+
+def _parts(whole: Callable[..., Array], x: Array, kernel: Array) -> int:
+    """Into how many parts of equal size a batch falls: the fewest that are small, 1 for a 1x1.
+
+    As the batch may be sharded, every device can have as many images of a part as any other.
+    """
+    if x.ndim != 4 or kernel.shape[:2] == (1, 1):
+        return 1
+    both = x.size + jax.eval_shape(whole, x, kernel).size
+    wanted = both * x.dtype.itemsize / PART_BYTES
+    batch, devices = x.shape[0], jax.device_count()
+    counts = [n for n in range(1, batch // devices + 1) if batch % (n * devices) == 0] or [1]
+    return next((count for count in counts if count >= wanted), counts[-1])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _summed(whole: Callable[..., Array], count: int, x: Array, kernel: Array) -> Array:
+    """``whole(x, kernel)``, whose derivative by the kernel goes part by part."""
+    del count
+    return whole(x, kernel)
+
+
+def _tangent(
+    whole: Callable[..., Array],
+    count: int,
+    primals: tuple[Array, Array],
+    tangents: tuple[Array | SymbolicZero, Array | SymbolicZero],
+) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(whole(dx, kernel))
+    if not isinstance(dkernel, SymbolicZero):
+        parts = partial(_in_parts, whole, count)
+        terms.append(lax.platform_dependent(x, dkernel, cpu=parts, default=whole))
+    return _summed(whole, count, x, kernel), sum(terms[1:], start=terms[0])
+
+
+_summed.defjvp(_tangent, symbolic_zeros=True)
+
+
+def _in_parts(whole: Callable[..., Array], count: int, x: Array, kernel: Array) -> Array:
+    # Every count-th image: a batch that is sharded over devices stays so in each part.
+    stacked = x.reshape(-1, count, *x.shape[1:])
+    y = jnp.stack([whole(stacked[:, part], kernel) for part in range(count)], axis=1)
+    return y.reshape(-1, *y.shape[2:])
 
 
 def _ones(dilation: Sequence[int] | None) -> bool:

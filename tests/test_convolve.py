@@ -1,4 +1,4 @@
-"""Convolutions of tiny images: products equal to XLA's convolution, derivatives and counts too."""
+"""Convolutions equal to XLA's, derivatives and counts too: as products, and summed over parts."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from dce_jax import convolve as module
 from dce_jax import cost, networks
 from dce_jax.convolve import CHANNELS_LAST, convolve
 
@@ -118,3 +119,101 @@ def test_the_last_layers_of_a_vgg_are_products():
     traced = jax.make_jaxpr(lambda v, x: network.apply(v, x))(variables, x)
     text = str(traced)
     assert text.count("conv_general_dilated[") == 10  # 13 layers, of which three see 2x2
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Batches of small images fall into parts of two."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(module, "PART_BYTES", 2400)
+
+
+def test_batches_fall_into_the_fewest_equal_parts_that_are_small(monkeypatch):
+    x, kernel = drawn(12, 5, 5, 4), drawn(3, 3, 4, 6)
+    whole = lambda x, k: plain(x, k, (1, 1), "SAME")  # noqa: E731
+    one = 4 * (5 * 5 * 4 + 5 * 5 * 6)  # bytes of an image and its outputs
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    for images, count in [(12, 1), (11, 2), (6, 2), (5, 3), (4, 3), (2, 6), (1, 12), (0.5, 12)]:
+        monkeypatch.setattr(module, "PART_BYTES", images * one)
+        assert module._parts(whole, x, kernel) == count, images
+    monkeypatch.setattr(module, "PART_BYTES", 6 * one)
+    assert module._parts(whole, x[:7], kernel) == 7  # a prime number of images
+    half = module._parts(whole, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half == 1
+    assert module._parts(whole, x, kernel[:1, :1]) == 1
+    # Each device has as many images of a part as any other.
+    for devices, count in [(1, 12), (2, 6), (3, 4), (4, 3), (5, 1), (12, 1), (16, 1)]:
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        monkeypatch.setattr(module, "PART_BYTES", one)
+        assert module._parts(whole, x, kernel) == count, devices
+
+
+@pytest.mark.parametrize("batch", [1, 7, 12])
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 2), ((1, 1), (0, 1)))])
+def test_gradients_in_parts_are_those_of_the_convolution(parts, batch, strides, padding):
+    x, kernel = drawn(batch, 6, 5, 4), drawn(3, 3, 4, 5, seed=1)
+    expected, pull = jax.vjp(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    found, pulled = jax.vjp(lambda x, k: convolve(x, k, strides, padding), x, kernel)
+    np.testing.assert_array_equal(found, expected)
+    slope = drawn(*expected.shape, seed=2)
+    for mine, its in zip(pulled(slope), pull(slope), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4)
+    alone = jax.grad(lambda k: jnp.vdot(convolve(x, k, strides, padding), slope))(kernel)
+    np.testing.assert_allclose(alone, pull(slope)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_every_other_derivative_in_parts_is_that_of_the_convolution(parts):
+    x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5, seed=1)
+    along = (drawn(*x.shape, seed=2), drawn(*kernel.shape, seed=3))
+    found = []
+    for fn in (plain, convolve):
+        loss = lambda x, k, fn=fn: jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME")))  # noqa: E731
+        slopes = jax.grad(loss, argnums=(0, 1))
+        forward = jax.jvp(loss, (x, kernel), along)[1]
+        one = jax.jvp(lambda k, loss=loss: loss(x, k), (kernel,), along[1:])[1]
+        bent = jax.jvp(slopes, (x, kernel), along)[1]
+        length = lambda x, k, slopes=slopes: jnp.sum(slopes(x, k)[1] ** 2)  # noqa: E731
+        twice = jax.grad(length, argnums=(0, 1))(x, kernel)
+        several = jax.vmap(slopes, (0, None))(jnp.stack([x, -x]), kernel)
+        kept = jax.grad(jax.checkpoint(loss), argnums=1)(x, kernel)
+        still = jax.jvp(lambda y, loss=loss: y * loss(x, kernel), (2.0,), (3.0,))
+        found.append((forward, one, bent, twice, several, kept, still))
+    for mine, its in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=2e-3, atol=2e-3)
+
+
+def convolutions(platform, fn, *args):
+    lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=(platform,))
+    return lowered.as_text().count("stablehlo.convolution")
+
+
+def test_only_gradients_on_a_cpu_are_in_parts(parts):
+    x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5)
+    fn = lambda x, k: convolve(x, k, (1, 1), "SAME").sum()  # noqa: E731
+    both = jax.grad(fn, argnums=(0, 1))
+    for platform, count in (("cpu", 6), ("tpu", 1), ("cuda", 1)):
+        assert convolutions(platform, fn, x, kernel) == 1
+        # The sum needs no outputs, so what is left is the gradients of inputs and of the kernel.
+        assert convolutions(platform, both, x, kernel) == 1 + count, platform
+        assert convolutions(platform, jax.grad(fn, argnums=1), x, kernel) == count, platform
+
+
+def test_parts_count_as_much_as_the_convolution(parts):
+    x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5)
+    loss = jax.grad(lambda x, k: convolve(x, k, (1, 1), "SAME").sum(), argnums=(0, 1))
+    assert cost.macs(loss, x, kernel) == 3 * 12 * 6 * 5 * 9 * 4 * 5
+
+
+def test_a_sharded_batch_stays_sharded_in_parts(parts, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    devices = np.array(jax.devices()[:4])
+    mesh = jax.sharding.Mesh(devices, ("batch",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    x, kernel = drawn(24, 6, 5, 4), drawn(3, 3, 4, 5)
+    slope = jax.jit(jax.grad(lambda k, x: jnp.sum(jnp.tanh(convolve(x, k, (1, 1), "SAME")))))
+    alone = slope(kernel, x)
+    over = slope.lower(kernel, jax.device_put(x, spread)).compile()
+    np.testing.assert_allclose(over(kernel, jax.device_put(x, spread)), alone, rtol=1e-4, atol=1e-4)
+    text = over.as_text()
+    assert "all-reduce" in text
+    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))
