@@ -2,9 +2,9 @@
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
-Where a batch does not fit the cache, the kernel's gradient takes up to three times as long as the
-same sum over parts of the batch that do; on CPUs it is that sum (`experiments.widths`, with and
-without `--plain`; docs/hardware.md).
+Where a batch does not fit the cache, the kernel's gradient is faster as a sum over parts of the
+batch that do, and on CPUs it is that sum: a layer with both gradients then takes half to two thirds
+of the time (`experiments.widths`, with and without `--plain`; docs/hardware.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from dce_jax.types import Array
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 PART_BYTES = 2**20
-"""Of inputs and outputs together: what one part of a batch may need. A core has as much cache."""
+"""Of inputs and outputs together: what one part of a batch may need. Many cores' caches hold it."""
 
 
 def convolve(

@@ -28,13 +28,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from dce_jax.runtime import systems
+from dce_jax.runtime import System, systems
 from experiments import (
     latency_decisions,
     latency_frequencies,
@@ -46,8 +46,9 @@ from experiments import (
 )
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
-from experiments.latency_decisions import Draws, File
+from experiments.latency_decisions import Draws, File, Pool
 from experiments.latency_forms import contender, executions, forms
+from experiments.latency_frequencies import Frequencies
 from experiments.latency_subject import Subject, check_nested, trained, untrained
 
 _NETWORK = "vgg16"
@@ -59,6 +60,9 @@ _SIZES = {
     "repeats": (40, "rounds with one image"),
     "batch_repeats": (5, "rounds with a batch"),
 }
+
+Given: TypeAlias = File | Frequencies
+"""What a file or a run says about decisions."""
 
 
 class Plan(NamedTuple):
@@ -141,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="a result.json of experiments.runtime: draw levels as often as its system chose them "
-        "at the two points of its knob around --macs (one number)",
+        "at the two points of its knob around --macs",
     )
     parser.add_argument(
         "--batch", type=list_of(int), default=_BATCHES, help="batch sizes (default: 1,256)"
@@ -179,21 +183,16 @@ def _check(arguments: argparse.Namespace) -> None:
             "--frequencies holds decisions and widths: leave out --decisions, --workdir, --parts "
             "and --system"
         )
-    one = arguments.workdir is not None or arguments.frequencies is not None
-    if one and len(arguments.macs or _MACS) > 1:
-        raise ValueError("--workdir and --frequencies take one share: name one number with --macs")
+    if arguments.workdir is not None and len(arguments.macs or _MACS) > 1:
+        raise ValueError("--workdir takes one point of the knob: name one number with --macs")
     for path in (arguments.json, arguments.plot):
         if path is not None:
             output.check_writable(path)
 
 
-def _plans(arguments: argparse.Namespace, subject: Subject, given: File | None) -> list[Plan]:
+def _plans(arguments: argparse.Namespace, subject: Subject, given: Given | None) -> list[Plan]:
     system = subject.system
-    if given is None:
-        shares = arguments.macs or _MACS
-        pools = [latency_decisions.drawn(system, share) for share in shares]
-    else:
-        pools = [given.pool]
+    pools = _pools(arguments, system, given)
     found = []
     for batch in arguments.batch:
         rounds = arguments.repeats if batch == 1 else arguments.batch_repeats
@@ -202,6 +201,15 @@ def _plans(arguments: argparse.Namespace, subject: Subject, given: File | None) 
         ]
         found.append(Plan(batch, arguments.chunk, tuple(draws)))
     return found
+
+
+def _pools(arguments: argparse.Namespace, system: System, given: Given | None) -> list[Pool]:
+    if isinstance(given, File):
+        return [given.pool]
+    shares = arguments.macs or _MACS
+    if given is None:
+        return [latency_decisions.drawn(system, share) for share in shares]
+    return [latency_frequencies.drawn(given, system, share) for share in shares]
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -222,18 +230,17 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"subject": _facts(arguments, subject, given), "latency": rows}
 
 
-def _given(arguments: argparse.Namespace) -> File | None:
-    share = (arguments.macs or _MACS)[0]
+def _given(arguments: argparse.Namespace) -> Given | None:
     if arguments.workdir is not None:
-        return latency_decisions.of_run(arguments.workdir, share)
+        return latency_decisions.of_run(arguments.workdir, (arguments.macs or _MACS)[0])
     if arguments.frequencies is not None:
-        return latency_frequencies.of_result(arguments.frequencies, share)
+        return latency_frequencies.read(arguments.frequencies)
     return None if arguments.decisions is None else latency_decisions.read(arguments.decisions)
 
 
-def _subject(arguments: argparse.Namespace, given: File | None) -> Subject:
+def _subject(arguments: argparse.Namespace, given: Given | None) -> Subject:
     images = max(arguments.batch)
-    if arguments.workdir is not None and given is not None and arguments.network is None:
+    if isinstance(given, File) and arguments.workdir is not None and arguments.network is None:
         return trained(arguments.workdir, knob=given.pool.facts["knob"], images=images)
     return untrained(
         arguments.network or _NETWORK,
@@ -248,10 +255,12 @@ def _tell(display: Display, done: Iterator[int], batch: int, what: str) -> None:
     display.tell(next(done), f"batch {batch}: {what}")
 
 
-def _facts(arguments: argparse.Namespace, subject: Subject, given: File | None) -> dict[str, Any]:
+def _facts(arguments: argparse.Namespace, subject: Subject, given: Given | None) -> dict[str, Any]:
     system = subject.system
     own = arguments.workdir is not None and arguments.network is None
-    network = given.pool.facts["network"] if own and given else arguments.network or _NETWORK
+    network = arguments.network or _NETWORK
+    if own and isinstance(given, File):
+        network = given.pool.facts["network"]
     return {
         "network": network,
         "width": None if own else arguments.width,

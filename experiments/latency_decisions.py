@@ -1,6 +1,6 @@
 """Decisions whose latency is measured: of images that a system decided about, or drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ _STEEP = 60.0
 """At this steepness the other levels' probabilities are below float64's rounding."""
 
 Levels = npt.NDArray[np.int32]
+Chances = npt.NDArray[np.float64]
 
 
 class Pool(NamedTuple):
@@ -118,8 +119,8 @@ def of_run(workdir: Path, target: float) -> File:
         "share": float(images["share"][nearest].mean()),
         "accuracy": float(images["right"][nearest].mean()),
     }
-    parts = sum(width > 0 for width in found["levels"][0])
-    return File(Pool(images["levels"][nearest].astype(np.int32), facts), found["system"], parts)
+    levels = images["levels"][nearest].astype(np.int32)
+    return File(Pool(levels, facts), found["system"], parts_of(found["levels"]))
 
 
 def drawn(system: System, target: float) -> Pool:
@@ -143,18 +144,40 @@ def drawn(system: System, target: float) -> Pool:
             f"decisions span {low:.4g} to {high:.4g} of its MACs"
         )
     found = optimize.brentq(lambda steep: _mean(system, steep) - target, -_STEEP, _STEEP)
-    draw = np.random.default_rng(0)
-    levels = [
-        draw.choice(len(widths), size=POOL, p=_chances(len(widths), found))
-        for widths in system.levels
-    ]
+    chances = [_chances(len(widths), found) for widths in system.levels]
+    levels = sampled(np.random.default_rng(0), chances)
     facts = {
         "drawn": "each site by itself, level i with probability ~ exp(steepness * i)",
         "target": target,
         "steepness": found,
-        "probabilities": _chances(len(system.levels[0]), found).tolist(),
+        "probabilities": chances[0].tolist(),
     }
-    return Pool(np.stack(levels, axis=1).astype(np.int32), facts)
+    return Pool(levels, facts)
+
+
+def sampled(draw: np.random.Generator, chances: Sequence[Chances]) -> Levels:
+    """Levels of `POOL` images, drawn at each site by itself: int32[POOL, sites].
+
+    Args:
+      draw: draws.
+      chances: per site.
+    """
+    sites = [draw.choice(len(mine), size=POOL, p=mine) for mine in chances]
+    return np.stack(sites, axis=1).astype(np.int32)
+
+
+def expected(system: System, chances: Sequence[Chances]) -> float:
+    """Mean share of the whole network's multiply-accumulates, without the decision network's.
+
+    Args:
+      system: the network, its widths and costs.
+      chances: of the levels of each site; neighbouring sites are independent.
+    """
+    before = [np.ones(1), *chances[:-1]]
+    found = system.costs.always
+    for table, reads, mine in zip(system.costs.sites, before, chances, strict=True):
+        found += float((reads if len(table) > 1 else np.ones(1)) @ table @ mine)
+    return found / system.costs.full
 
 
 def draws(system: System, pool: Pool, *, rounds: int, batch: int) -> Draws:
@@ -173,11 +196,7 @@ def draws(system: System, pool: Pool, *, rounds: int, batch: int) -> Draws:
       ValueError: decisions for another number of sites, or more levels than the sites have.
     """
     levels = pool.levels_NS
-    if levels.shape[1] != len(system.levels):
-        raise ValueError(
-            f"decisions about {levels.shape[1]} sites for a network of {len(system.levels)}: take "
-            "those of a network with the same layers, at any width"
-        )
+    check_sites(system, levels.shape[1])
     if (levels.max(axis=0) >= [len(widths) for widths in system.levels]).any():
         raise ValueError(
             f"level {levels.max()} is decided where a site has {len(system.levels[0])} widths: "
@@ -192,6 +211,32 @@ def draws(system: System, pool: Pool, *, rounds: int, batch: int) -> Draws:
     return Draws(by_round, share, {**pool.facts, "images_in_pool": len(levels)})
 
 
+def check_sites(system: System, sites: int) -> None:
+    """Refuses decisions about another network's layers.
+
+    Args:
+      system: the network.
+      sites: that decisions are about.
+
+    Raises:
+      ValueError: the network has another number of sites.
+    """
+    if sites != len(system.levels):
+        raise ValueError(
+            f"decisions about {sites} sites for a network of {len(system.levels)}: take "
+            "those of a network with the same layers, at any width"
+        )
+
+
+def parts_of(levels: Sequence[Sequence[int]]) -> int:
+    """At how many widths a site's channels may run; skipping its branch is none.
+
+    Args:
+      levels: per site its widths, as results hold them.
+    """
+    return sum(width > 0 for width in levels[0])
+
+
 def shares(system: System, levels_NS: Levels) -> npt.NDArray[np.float64]:
     """Multiply-accumulates per image, as a share of the whole network's: float64[N].
 
@@ -203,16 +248,10 @@ def shares(system: System, levels_NS: Levels) -> npt.NDArray[np.float64]:
     return np.asarray(costs.share(system.costs, choices, system.deciding), np.float64)
 
 
-def _chances(count: int, steepness: float) -> npt.NDArray[np.float64]:
+def _chances(count: int, steepness: float) -> Chances:
     weights = np.exp(steepness * np.arange(count) - max(0.0, steepness * (count - 1)))
     return np.asarray(weights / weights.sum(), np.float64)
 
 
 def _mean(system: System, steepness: float) -> float:
-    """Expected share of the multiply-accumulates; neighbouring sites are independent."""
-    chances = [_chances(len(widths), steepness) for widths in system.levels]
-    before = [np.ones(1), *chances[:-1]]
-    found = system.costs.always
-    for table, reads, mine in zip(system.costs.sites, before, chances, strict=True):
-        found += float((reads if len(table) > 1 else np.ones(1)) @ table @ mine)
-    return found / system.costs.full
+    return expected(system, [_chances(len(widths), steepness) for widths in system.levels])

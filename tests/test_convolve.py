@@ -1,5 +1,7 @@
 """Convolutions equal to XLA's, derivatives and counts too: as products, and summed over parts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +132,7 @@ def parts(monkeypatch):
 
 def test_batches_fall_into_the_fewest_equal_parts_that_are_small(monkeypatch):
     x, kernel = drawn(12, 5, 5, 4), drawn(3, 3, 4, 6)
-    whole = lambda x, k: plain(x, k, (1, 1), "SAME")  # noqa: E731
+    whole = partial(plain, strides=(1, 1), padding="SAME")
     one = 4 * (5 * 5 * 4 + 5 * 5 * 6)  # bytes of an image and its outputs
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     for images, count in [(12, 1), (11, 2), (6, 2), (5, 3), (4, 3), (2, 6), (1, 12), (0.5, 12)]:
@@ -167,12 +169,17 @@ def test_every_other_derivative_in_parts_is_that_of_the_convolution(parts):
     along = (drawn(*x.shape, seed=2), drawn(*kernel.shape, seed=3))
     found = []
     for fn in (plain, convolve):
-        loss = lambda x, k, fn=fn: jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME")))  # noqa: E731
+
+        def loss(x, k, fn=fn):
+            return jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME")))
+
+        def length(x, k, loss=loss):
+            return jnp.sum(jax.grad(loss, argnums=1)(x, k) ** 2)
+
         slopes = jax.grad(loss, argnums=(0, 1))
         forward = jax.jvp(loss, (x, kernel), along)[1]
         one = jax.jvp(lambda k, loss=loss: loss(x, k), (kernel,), along[1:])[1]
         bent = jax.jvp(slopes, (x, kernel), along)[1]
-        length = lambda x, k, slopes=slopes: jnp.sum(slopes(x, k)[1] ** 2)  # noqa: E731
         twice = jax.grad(length, argnums=(0, 1))(x, kernel)
         several = jax.vmap(slopes, (0, None))(jnp.stack([x, -x]), kernel)
         kept = jax.grad(jax.checkpoint(loss), argnums=1)(x, kernel)
@@ -189,7 +196,10 @@ def convolutions(platform, fn, *args):
 
 def test_only_gradients_on_a_cpu_are_in_parts(parts):
     x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5)
-    fn = lambda x, k: convolve(x, k, (1, 1), "SAME").sum()  # noqa: E731
+
+    def fn(x, k):
+        return convolve(x, k, (1, 1), "SAME").sum()
+
     both = jax.grad(fn, argnums=(0, 1))
     for platform, count in (("cpu", 6), ("tpu", 1), ("cuda", 1)):
         assert convolutions(platform, fn, x, kernel) == 1

@@ -213,18 +213,17 @@ def test_decisions_of_a_file_are_used_as_given(compiled, monkeypatch, tmp_path):
 def test_decisions_are_drawn_with_the_frequencies_of_a_result(compiled, monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "forms", lambda *_, **__: compiled[1])  # compiled before
     path, out = tmp_path / "result.json", tmp_path / "latency.json"
-    points = [
-        {"knob": knob, "macs_share": share, "levels": {"all": [[1 - p, p], [1 - p, p]]}}
-        for knob, share, p in ((0.0, 0.2, 0.0), (1.0, 0.6, 0.9))
-    ]
+    points = [{"knob": p, "levels": {"all": [[1 - p, p], [1 - p, p]]}} for p in (0.0, 1.0)]
     given = {"points": points, "system": "rnp", "levels": [[4, 8], [4, 8]], "command": "python"}
     path.write_text(json.dumps(given))
-    words = ["--frequencies", str(path), "--macs", "0.6", "--batch", "1", "--json", str(out)]
+    words = ["--frequencies", str(path), "--macs", "0.6,1.0", "--batch", "1", "--json", str(out)]
     assert latency.main([*WORDS, *words]) == 0
-    row = json.loads(out.read_text())["latency"][1]
-    assert row["decisions"]["knobs"] == [0.0, 1.0] and row["decisions"]["share_of_second"] == 1.0
-    assert row["decisions"]["target"] == 0.6 and 0.5 < row["share"] < 1.0
-    assert "--frequencies result.json" in json.loads(out.read_text())["command"]
+    found = json.loads(out.read_text())
+    rows = [row["decisions"] for row in found["latency"] if row["form"] == SWITCH]
+    assert [row["target"] for row in rows] == [0.6, 1.0]
+    assert all(row["knobs"] == [0.0, 1.0] for row in rows)
+    assert 0 < rows[0]["share_of_second"] < 1 == rows[1]["share_of_second"]
+    assert "--frequencies result.json" in found["command"]
 
 
 def test_images_with_channels_of_their_own_do_not_run_in_chunks(tmp_path, capsys):
@@ -279,7 +278,6 @@ def test_the_ratio_of_means_weighs_rounds_by_their_time():
         (["--frequencies", "missing.json"], "missing.json"),
         (["--frequencies", "missing.json", "--workdir", "x"], "leave out --decisions, --workdir"),
         (["--frequencies", "missing.json", "--parts", "2"], "leave out --decisions, --workdir"),
-        (["--frequencies", "missing.json", "--macs", "0.2,0.5"], "name one number with --macs"),
         (["--system", "fbs", "--batch", "1,6"], "fbs chooses other channels for every image"),
     ],
 )

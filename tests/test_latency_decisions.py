@@ -127,53 +127,79 @@ def test_bad_files_of_decisions_are_refused(tmp_path, text, message):
         latency_decisions.read(path)
 
 
+SHARES = (
+    [[0, 0, 0, 1.0], [0, 0, 0.5, 0.5]],
+    [[1.0, 0, 0, 0], [0.75, 0.25, 0, 0]],
+    [[0, 1.0, 0, 0]] * 2,
+)
 RESULT = {
     "system": "rnp",
     "command": "python -m experiments.runtime",
-    "levels": [[2, 4, 6, 8], [2, 4, 6, 8]],
+    "levels": [[0, 2, 4, 6, 8], [0, 2, 4, 6, 8]],
     "points": [
-        {"knob": 0.3, "macs_share": 0.8, "levels": {"all": [[0, 0, 0, 1.0], [0, 0, 0.5, 0.5]]}},
-        {"knob": 0.1, "macs_share": 0.2, "levels": {"all": [[1.0, 0, 0, 0], [0.75, 0.25, 0, 0]]}},
-        {"knob": 0.2, "macs_share": 0.4, "levels": {"all": [[0, 1.0, 0, 0], [0, 1.0, 0, 0]]}},
+        {"knob": knob, "macs_share": 0.5, "levels": {"all": shares}}
+        for knob, shares in zip((0.3, 0.1, 0.2), SHARES, strict=True)
     ],
 }
 
 
-def result(folder, **other):
-    path = folder / "result.json"
-    path.write_text(json.dumps(RESULT | other))
-    return path
+@pytest.fixture
+def frequencies(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(RESULT))
+    return latency_frequencies.read(path)
 
 
-def test_levels_are_drawn_as_often_as_the_two_nearest_points_chose_them(tmp_path):
-    file = latency_frequencies.of_result(result(tmp_path), 0.25)
-    assert (file.system, file.parts) == ("rnp", 4)
-    levels = file.pool.levels_NS
-    assert levels.dtype == np.int32 and levels.shape == (latency_decisions.POOL, 2)
+def means(frequencies, system):
+    return [latency_decisions.expected(system, point.chances) for point in frequencies.points]
+
+
+def test_expected_work_is_the_mean_of_what_is_drawn(system, frequencies):
+    for point, share in zip(frequencies.points, means(frequencies, system), strict=True):
+        levels = latency_decisions.sampled(np.random.default_rng(1), point.chances)
+        assert levels.dtype == np.int32 and levels.shape == (latency_decisions.POOL, 2)
+        found = latency_decisions.shares(system, levels).mean()
+        assert found - system.deciding / system.costs.full == pytest.approx(share, rel=0.01)
+
+
+def test_levels_are_drawn_as_often_as_the_two_nearest_points_chose_them(system, frequencies):
+    assert (frequencies.system, frequencies.parts) == ("rnp", 4)  # a skipped branch has no width
+    _, low, middle = means(frequencies, system)
+    target = 0.75 * low + 0.25 * middle  # of the network that runs, whatever the result's own had
+    pool = latency_frequencies.drawn(frequencies, system, target)
+    levels = pool.levels_NS
     # A quarter of the images are of the dearer point, and all their sites are.
     dearer = levels[:, 0] == 1
     assert dearer.mean() == pytest.approx(0.25, abs=0.02)
     assert (levels[dearer, 1] == 1).all() and (levels[~dearer, 0] == 0).all()
     assert (levels[~dearer, 1] == 1).mean() == pytest.approx(0.25, abs=0.02)
-    assert file.pool.facts["knobs"] == [0.1, 0.2]
-    assert file.pool.facts["share_of_second"] == pytest.approx(0.25)
-    again = latency_frequencies.of_result(result(tmp_path), 0.25)
-    np.testing.assert_array_equal(levels, again.pool.levels_NS)
+    assert pool.facts["knobs"] == [0.1, 0.2] and pool.facts["target"] == target
+    assert pool.facts["share_of_second"] == pytest.approx(0.25)
+    found = latency_decisions.shares(system, levels).mean()
+    assert found - system.deciding / system.costs.full == pytest.approx(target, rel=0.01)
+    again = latency_frequencies.drawn(frequencies, system, target)
+    np.testing.assert_array_equal(levels, again.levels_NS)
 
 
-@pytest.mark.parametrize(("target", "first"), [(0.2, 0), (0.4, 1), (0.8, 3)])
-def test_a_point_met_exactly_stands_alone(tmp_path, target, first):
-    levels = latency_frequencies.of_result(result(tmp_path), target).pool.levels_NS
-    assert (levels[:, 0] == first).all()
+@pytest.mark.parametrize(("point", "level"), [(0, 3), (1, 0), (2, 1)])
+def test_a_point_met_exactly_stands_alone(system, frequencies, point, level):
+    target = means(frequencies, system)[point]
+    alone = frequencies._replace(points=frequencies.points[point : point + 1])
+    for given in (frequencies, alone):
+        assert (latency_frequencies.drawn(given, system, target).levels_NS[:, 0] == level).all()
 
 
-def test_frequencies_that_cannot_be_are_refused(tmp_path):
-    for target in (0.1, 0.9, float("nan")):
-        with pytest.raises(ValueError, match=r"span 0.2 to 0.8 of the network's MACs"):
-            latency_frequencies.of_result(result(tmp_path), target)
-    other = tmp_path / "other.json"
-    other.write_text("{}")
+def test_frequencies_that_cannot_be_are_refused(system, frequencies, tmp_path):
+    for target in (0.01, 0.999, float("nan")):
+        with pytest.raises(ValueError, match=r"the network runs 0\.\d+ to 0\.\d+ of its MACs"):
+            latency_frequencies.drawn(frequencies, system, target)
+    point = frequencies.points[0]
+    other = frequencies._replace(points=(point._replace(chances=point.chances[:1]),))
+    with pytest.raises(ValueError, match="about 1 sites for a network of 2"):
+        latency_frequencies.drawn(other, system, 0.5)
+    path = tmp_path / "other.json"
+    path.write_text("{}")
     with pytest.raises(ValueError, match="is no result of experiments"):
-        latency_frequencies.of_result(other, 0.3)
+        latency_frequencies.read(path)
     with pytest.raises(FileNotFoundError):
-        latency_frequencies.of_result(tmp_path / "missing.json", 0.3)
+        latency_frequencies.read(tmp_path / "missing.json")
