@@ -1,12 +1,14 @@
-"""`lax.conv_general_dilated` as layers here call it, without two slow paths of XLA's CPU backend.
+"""`lax.conv_general_dilated` as layers here call it, without three slow paths of XLA's CPU backend.
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
-Where a batch does not fit the cache, the kernel's gradient is faster as a sum over parts of the
-batch that do, and on CPUs it is that sum: a layer with both gradients then takes half to two thirds
-of the time (`experiments.widths`, with and without `--plain`; docs/hardware.md).
+Where a large kernel meets few positions, as one image does at the end of a network: on CPUs that is
+one product too. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
+parts of the batch that do, and on CPUs it is that sum: a layer with both gradients then takes half
+to two thirds of the time (`experiments.widths`, with and without `--plain`; docs/hardware.md).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +21,12 @@ from jax.custom_derivatives import SymbolicZero
 from dce_jax.types import Array
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
+FEW_POSITIONS = 16
+"""Of outputs, over the batch: so few that a large kernel is better read as a matrix."""
+
+LARGE_BYTES = 2**20
+"""Of a large kernel."""
 
 PART_BYTES = 2**20
 """Of inputs and outputs together: what one part of a batch may need. Many cores' caches hold it."""
@@ -39,9 +47,9 @@ def convolve(
     """Convolves; the arguments are those of `jax.lax.conv_general_dilated`.
 
     Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
-    becomes one product of its patches and the kernel, and on a CPU the gradient of the kernel a sum
-    over parts of a large batch: as many multiply-accumulates, equal up to rounding, and the same
-    function under every derivative.
+    becomes one product of its patches and the kernel. On a CPU so do few positions under a large
+    kernel, and the gradient of the kernel becomes a sum over parts of a large batch: as many
+    multiply-accumulates, equal up to rounding, and the same function under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -60,10 +68,9 @@ def convolve(
     plain = feature_group_count == 1 and _ones(lhs_dilation) and _ones(rhs_dilation)
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     last = numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, CHANNELS_LAST)
+    product = partial(_product, strides=strides, padding=padding, precision=precision)
     if plain and last and _tiny(x, kernel):
-        patches = _patches(x, kernel.shape[:2], strides, padding)
-        rows = kernel.reshape(-1, kernel.shape[-1])
-        return jnp.dot(patches, rows, precision=precision)
+        return product(x, kernel)
     whole = partial(
         lax.conv_general_dilated,
         window_strides=strides,
@@ -74,6 +81,9 @@ def convolve(
         feature_group_count=feature_group_count,
         precision=precision,
     )
+    if plain and last and _few(whole, x, kernel):
+        few: Array = lax.platform_dependent(x, kernel, cpu=product, default=whole)
+        return few
     count = _parts(whole, x, kernel) if plain and last else 1
     return whole(x, kernel) if count == 1 else _summed(whole, count, x, kernel)
 
@@ -135,8 +145,33 @@ def _tiny(x: Array, kernel: Array) -> bool:
     )
 
 
-def _patches(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -> Array:
-    """What each output position reads: float[B, H', W', kh * kw * D], as the kernel's rows lie."""
+def _few(whole: Callable[..., Array], x: Array, kernel: Array) -> bool:
+    small = kernel.size * kernel.dtype.itemsize < LARGE_BYTES
+    if x.ndim != 4 or kernel.shape[:2] == (1, 1) or small:
+        return False
+    shape = jax.eval_shape(whole, x, kernel).shape
+    return math.prod(shape[:3]) <= FEW_POSITIONS
+
+
+def _product(
+    x: Array, kernel: Array, *, strides: Sequence[int], padding: Any, precision: Any
+) -> Array:
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    return jnp.dot(patches(x, kernel.shape[:2], strides, padding), rows, precision=precision)
+
+
+def patches(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -> Array:
+    """What each output position reads.
+
+    Args:
+      x: float[B, H, W, D].
+      size: of the kernel, (kh, kw).
+      strides: in both directions.
+      padding: as `lax.conv_general_dilated` takes it.
+
+    Returns:
+      float[B, H', W', kh * kw * D], as the kernel's rows lie.
+    """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
     padded = jnp.pad(x, ((0, 0), *map(tuple, padding), (0, 0)))

@@ -7,8 +7,9 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
   python -m experiments.latency --workdir runs/rnp --network vgg16     # its decisions, full width
   python -m experiments.latency --frequencies result.json              # as often as it made them
 
-One image runs through a switch over widths, a batch in chunks of images that ask for the same;
-the masked form, which computes everything, runs the same decisions. The decision network is in all
+One image runs through a switch over widths, with large kernels whole or in tiles, a batch in
+chunks of images that ask for the same; the masked form, which computes everything, runs the same
+decisions. The decision network is in all
 three, and runs: what it decides is overruled at run time by the decisions that are drawn. The whole
 network is 1. In every round each contender runs once, on the round's own decisions; a ratio is that
 of mean times over rounds, with a 95 % bootstrap interval over rounds. All rounds are made twice,
@@ -47,7 +48,7 @@ from experiments import (
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File, Pool
-from experiments.latency_forms import contender, executions, forms
+from experiments.latency_forms import contender, forms, ways
 from experiments.latency_frequencies import Frequencies
 from experiments.latency_subject import Subject, check_nested, trained, untrained
 
@@ -219,7 +220,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         check_nested(subject)
     plans = _plans(arguments, subject, given)
     total = sum(
-        2 + len(executions(plan.batch, plan.chunk)) + 2 * len(plan.draws[0].levels_RSB)
+        2 + len(ways(subject, plan.batch, plan.chunk)) + 2 * len(plan.draws[0].levels_RSB)
         for plan in plans
     )
     rows = []

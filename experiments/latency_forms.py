@@ -1,6 +1,7 @@
 """What the latency command times: a network as it is, and the ways to run only what is decided."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,14 @@ from dce_jax.runtime import (
     run,
     systems,
 )
+from dce_jax.runtime.chain import TILES
 from dce_jax.types import Array, PyTree
 from experiments import timing
 from experiments.latency_decisions import Draws
 from experiments.latency_subject import Subject
 
 FULL = "full"
+IN_TILES = ", kernels in tiles"
 
 
 class Form(NamedTuple):
@@ -30,15 +33,19 @@ class Form(NamedTuple):
     Attributes:
       execution: how decisions are run; None: the network as it is, without any.
       program: compiled.
+      variables: of the network, that it runs on.
     """
 
     execution: Execution | None
     program: timing.Program
+    variables: PyTree
 
     @property
     def name(self) -> str:
-        """``full``, or the execution's."""
-        return FULL if self.execution is None else self.execution.name
+        """``full``, or the execution's, and whether some kernels are in tiles."""
+        if self.execution is None:
+            return FULL
+        return self.execution.name + (IN_TILES if TILES in self.variables else "")
 
 
 def overruled(policy: Policy, levels_SB: Array) -> Policy:
@@ -117,11 +124,25 @@ def computed(subject: Subject, form: Form, draws: Draws, chunk: int) -> float:
     return sum(found) / len(found)
 
 
-def executions(batch: int, chunk: int) -> tuple[Execution, ...]:
-    """Ways to run a batch: one image by a switch, several in chunks; masked to compare."""
-    if batch == 1:
-        return (SWITCHED, MASKED)
-    return (chunked(chunk), chunked(chunk, unrolled=True), MASKED)
+def ways(subject: Subject, batch: int, chunk: int) -> tuple[tuple[Execution, bool], ...]:
+    """Ways to run a batch, and whether on tiles: one image by a switch, several in chunks.
+
+    Args:
+      subject: network and system.
+      batch: B.
+      chunk: images in a chunk.
+    """
+    if batch > 1:
+        loop, unrolled = chunked(chunk), chunked(chunk, unrolled=True)
+        return ((loop, False), (unrolled, False), (MASKED, False))
+    tiles = jax.eval_shape(partial(_tiled, subject), subject.variables).get(TILES)
+    on_tiles = ((SWITCHED, True),) if tiles else ()
+    return (*on_tiles, (SWITCHED, False), (MASKED, False))
+
+
+def _tiled(subject: Subject, variables: PyTree) -> PyTree:
+    image = jax.ShapeDtypeStruct((1, *subject.images.shape[1:]), jnp.float32)
+    return systems.tiled(subject.system, variables, image)
 
 
 def forms(
@@ -140,13 +161,14 @@ def forms(
     rest = (subject.params, _knob(subject), levels)
     tell(FULL)
     first = timing.compiled(whole(subject), subject.variables, images, donate=False)
-    found = [Form(None, first)]
-    for execution in executions(batch, chunk):
+    found = [Form(None, first, subject.variables)]
+    for execution, on_tiles in ways(subject, batch, chunk):
         tell(execution.name)
+        variables = _tiled(subject, subject.variables) if on_tiles else subject.variables
         program = timing.compiled(
-            deciding(subject, execution), subject.variables, images, *rest, donate=False
+            deciding(subject, execution), variables, images, *rest, donate=False
         )
-        found.append(Form(execution, program))
+        found.append(Form(execution, program, variables))
     return tuple(found)
 
 
@@ -169,7 +191,7 @@ def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
         return done + 1, {"logits": form.program.call(variables, images[at], *more)}
 
     # Warming up takes the last decisions, the first round the first.
-    return timing.Contender(form.name, turn, lambda: rounds - 1, subject.variables, 1)
+    return timing.Contender(form.name, turn, lambda: rounds - 1, form.variables, 1)
 
 
 def _knob(subject: Subject) -> Array:

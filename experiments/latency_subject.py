@@ -91,11 +91,8 @@ def check_nested(subject: Subject) -> None:
     Raises:
       ValueError: the system orders channels per image.
     """
-    system = subject.system
-    decide = systems.policy(system, subject.params, jnp.asarray(subject.knob, jnp.float32))
-    pooled = jax.ShapeDtypeStruct((1, system.sizes[0]), jnp.float32)
-    if jax.eval_shape(lambda pooled: decide(0, pooled, None)[0], pooled).order is not None:
+    if not systems.nested(subject.system):
         raise ValueError(
-            f"{system.name} chooses other channels for every image, so a batch cannot run in "
-            "chunks: --batch 1"
+            f"{subject.system.name} chooses other channels for every image, so a batch cannot run "
+            "in chunks: --batch 1"
         )

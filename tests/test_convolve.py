@@ -124,6 +124,44 @@ def test_the_last_layers_of_a_vgg_are_products():
 
 
 @pytest.fixture
+def large(monkeypatch):
+    """A kernel of 3x3x4x5 is large."""
+    monkeypatch.setattr(module, "LARGE_BYTES", 4 * 9 * 4 * 5)
+
+
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 1), ((1, 1), (0, 2)))])
+def test_a_large_kernel_over_few_positions_is_a_product_on_a_cpu(large, strides, padding):
+    x, kernel = drawn(1, 4, 4, 4), drawn(3, 3, 4, 5, seed=1)
+
+    def fn(x, k):
+        return convolve(x, k, strides, padding)
+
+    expected, pull = jax.vjp(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    found, pulled = jax.vjp(fn, x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    slope = drawn(*expected.shape, seed=2)
+    for mine, its in zip(pulled(slope), pull(slope), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
+    assert cost.macs(fn, x, kernel) == cost.macs(
+        lambda x, k: plain(x, k, strides, padding), x, kernel
+    )
+    for platform, count in (("cpu", 0), ("tpu", 1), ("cuda", 1)):
+        assert convolutions(platform, fn, x, kernel) == count, platform
+
+
+def test_many_positions_and_small_kernels_are_no_products(large):
+    x, kernel = drawn(1, 4, 4, 4), drawn(3, 3, 4, 5)
+
+    def count(x, k):
+        return convolutions("cpu", lambda x, k: convolve(x, k, (1, 1), "SAME"), x, k)
+
+    assert count(x, kernel) == 0
+    assert count(drawn(2, 4, 4, 4), kernel) == 1  # 32 positions
+    assert count(x, kernel[..., :4]) == 1
+    assert count(drawn(1, 4, 4, 32), drawn(1, 1, 32, 32)) == 1
+
+
+@pytest.fixture
 def parts(monkeypatch):
     """Batches of small images fall into parts of two."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -149,7 +149,9 @@ def test_every_round_takes_the_next_decisions_and_all_forms_the_same(asked):
             return images
 
         program = timing.Program(call, 0.0, None)
-        return latency_forms.contender(asked, latency_forms.Form(execution, program), draws)
+        return latency_forms.contender(
+            asked, latency_forms.Form(execution, program, asked.variables), draws
+        )
 
     timing.interleave(
         [contender(each) for each in (None, execute.chunked(2), MASKED)],

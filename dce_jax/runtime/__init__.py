@@ -14,6 +14,7 @@ from dce_jax.runtime import (
     rnp,
     store,
     systems,
+    tiles,
 )
 from dce_jax.runtime.chain import Chain
 from dce_jax.runtime.choice import Choice
@@ -48,4 +49,5 @@ __all__ = [
     "run",
     "store",
     "systems",
+    "tiles",
 ]

@@ -21,6 +21,9 @@ from dce_jax.networks.vgg import VGG
 from dce_jax.runtime.links import Head, Unit
 from dce_jax.types import Array, PyTree
 
+TILES = "tiles"
+"""Variable collection beside the network's own: kernels in tiles (`runtime.tiles`), by link."""
+
 Build: TypeAlias = Callable[[FrozenDict[str, int]], nn.Module]
 """Makes a link's module at given widths, channel group -> channels."""
 
@@ -139,11 +142,11 @@ def _head(before: str, module: VGG | ResNet) -> Link:
 
 
 def variables_of(link: Link, variables: PyTree) -> dict[str, PyTree]:
-    """A link's own variables, collection -> tree, out of the network's."""
+    """A link's own variables, collection -> tree, out of the network's; tiles are none of them."""
     return {
         collection: _own(link, tree)
         for collection, tree in variables.items()
-        if _own(link, tree) is not None
+        if collection != TILES and _own(link, tree) is not None
     }
 
 

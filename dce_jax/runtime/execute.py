@@ -21,6 +21,7 @@ from dce_jax.networks.gates import GATES, Tap, name_of, spread, tapping
 from dce_jax.runtime import choice as choices
 from dce_jax.runtime.chain import Chain, Link, cut, merged, variables_of
 from dce_jax.runtime.choice import Choice
+from dce_jax.runtime.tiles import instead, of
 from dce_jax.types import Array, PyTree
 
 STATISTICS = "batch_stats"
@@ -265,11 +266,14 @@ def _run(
         around: Any = link.build(FrozenDict(full))
         return cast(Array, around.apply(variables_of(link, variables), x, train=False, skip=True))
     sizes = {g: k if isinstance(k, int) else k.shape[0] for g, k in kept.items()}
+    nested = all(isinstance(k, int) for k in kept.values())
+    tiles = of(link, variables) if nested else None
     own: dict[str, Any] = cut(chain, link, variables, kept)
     if gates is not None and link.group is not None:
         own[GATES] = {name_of(link.group): gates.astype(x.dtype)}
     narrow: Any = link.build(FrozenDict({**full, **sizes}))
-    return cast(Array, narrow.apply(own, x, train=False, **options))
+    with nullcontext() if tiles is None else instead(tiles):
+        return cast(Array, narrow.apply(own, x, train=False, **options))
 
 
 def _first(order: Array | None, width: int, full: int) -> int | Array:

@@ -1,12 +1,13 @@
 """Trained systems in use: images and a knob in, logits and what they cost out."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from dce_jax.runtime import costs, forward, systems
-from dce_jax.runtime.execute import MASKED, Execution
+from dce_jax.runtime.execute import MASKED, SWITCHED, Execution
 from dce_jax.runtime.systems import System
 from dce_jax.types import Array, PyTree
 
@@ -15,6 +16,8 @@ def predictor(
     system: System, variables: PyTree, params: PyTree, execution: Execution = MASKED
 ) -> Callable[[Array, float], tuple[Array, Array]]:
     """A function of images and a knob, compiled once per shape of the images.
+
+    For single images it holds large kernels in tiles too (`systems.tiled`).
 
     Args:
       system: what `store.load` gives.
@@ -34,8 +37,14 @@ def predictor(
         found = forward.run(system.chain, system.levels, variables, images, policy, execution)
         return found.logits, costs.share(system.costs, found.choices, system.deciding)
 
+    @functools.cache
+    def prepared(shape: tuple[int, ...]) -> PyTree:
+        if execution is not SWITCHED or shape[0] > 1:
+            return variables
+        return systems.tiled(system, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+
     def predict(images: Array, knob: float) -> tuple[Array, Array]:
         systems.check_knob(system, knob)
-        return run(variables, params, images, jnp.float32(knob))
+        return run(prepared(images.shape), params, images, jnp.float32(knob))
 
     return predict

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dce_jax import cost
-from dce_jax.runtime import fbs, lcnet, rnp
+from dce_jax.runtime import fbs, lcnet, rnp, tiles
 from dce_jax.runtime.chain import Chain, levels
 from dce_jax.runtime.costs import Costs, table
 from dce_jax.runtime.execute import inputs
@@ -185,6 +185,31 @@ def at(system: System, place: Array) -> Array:
     if system.name == RNP:
         return -jnp.exp(math.log(-low) + share * (math.log(-high) - math.log(-low)))
     return low + share * (high - low)
+
+
+def nested(system: System) -> bool:
+    """Whether a system runs the first channels of a site, not some of an image's own choice."""
+
+    def decide(params: PyTree, pooled: Array) -> Array | None:
+        return policy(system, params, jnp.asarray(system.span[0]))(0, pooled, None)[0].order
+
+    params = jax.eval_shape(lambda key: initial(system, key), jax.random.key(0))
+    pooled = jax.ShapeDtypeStruct((1, system.sizes[0]), jnp.float32)
+    return jax.eval_shape(decide, params, pooled) is None
+
+
+def tiled(system: System, variables: PyTree, images: jax.ShapeDtypeStruct) -> PyTree:
+    """A network's variables for `SWITCHED`: large kernels of few positions in tiles, held twice.
+
+    Args:
+      system: the system; one whose choices are not nested gets its variables back.
+      variables: of the network.
+      images: float[B, H, W, D], of one call; other sizes run on them too, but were not weighed.
+    """
+    if not nested(system):
+        return variables
+    seen = inputs(system.chain, variables, images)
+    return tiles.tiled(system.chain, system.levels, variables, seen)
 
 
 def check_knob(system: System, knob: float) -> None:
