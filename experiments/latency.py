@@ -7,13 +7,14 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
   python -m experiments.latency --workdir runs/rnp --network vgg16     # its decisions, full width
   python -m experiments.latency --frequencies result.json              # as often as it made them
 
-One image runs through a switch over widths, with large kernels whole or in tiles, a batch in
-chunks of images that ask for the same; the masked form, which computes everything, runs the same
-decisions. The decision network is in all
-three, and runs: what it decides is overruled at run time by the decisions that are drawn. The whole
-network is 1. In every round each contender runs once, on the round's own decisions; a ratio is that
-of mean times over rounds, with a 95 % bootstrap interval over rounds. All rounds are made twice,
-and the second time counts: a branch of a switch is slower when it runs for the first time.
+One image runs through a switch over widths, its large kernels in tiles or whole, a batch in chunks
+of images that ask for the same; the masked form, which computes everything, runs the same
+decisions. The decision network is in all of them, and runs: what it decides is overruled at run
+time by the decisions that are drawn. The whole network is 1. In every round each contender runs
+once on the round's own decisions, behind a run on those of the round before that does not count:
+caches then hold its own weights. A ratio is that of mean times over rounds, with a 95 % bootstrap
+interval over rounds. All rounds are made twice, and the second time counts: a branch of a switch is
+slower when it runs for the first time.
 
 Decisions are those of a file, one row of levels per image, or drawn for a mean share of the
 network's MACs, by themselves or as often as a trained system made them (--frequencies); every
@@ -48,7 +49,7 @@ from experiments import (
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File, Pool
-from experiments.latency_forms import contender, forms, ways
+from experiments.latency_forms import SETTLE, contender, forms, ways
 from experiments.latency_frequencies import Frequencies
 from experiments.latency_subject import Subject, check_nested, trained, untrained
 
@@ -103,6 +104,7 @@ def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[d
             until=time.perf_counter(),
             report=lambda done, _: tell(f"{name} round {done} of {rounds}"),
             shortest=0.0,  # every run takes the next decisions, so each is one measurement
+            settle=SETTLE,
         )
 
     first_RC, times_RC = turn("unmeasured"), turn("measured")

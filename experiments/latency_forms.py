@@ -25,6 +25,8 @@ from experiments.latency_subject import Subject
 
 FULL = "full"
 IN_TILES = ", kernels in tiles"
+SETTLE = 1
+"""Runs of a form before each measured one (`timing.interleave`)."""
 
 
 class Form(NamedTuple):
@@ -173,7 +175,11 @@ def forms(
 
 
 def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
-    """A form to be timed: its state counts rounds, each of which takes the next decisions.
+    """A form to be timed: its state counts runs, `SETTLE` and a measured one in every round.
+
+    A measured run takes the round's decisions. The one before it, which does not count, takes those
+    of the round before: it finds the caches as other forms left them, the measured one as a program
+    in steady use does.
 
     Args:
       subject: network and system.
@@ -186,12 +192,11 @@ def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
     knob = _knob(subject)
 
     def turn(done: int, variables: PyTree) -> tuple[int, dict[str, Array]]:
-        at = done % rounds
+        at = (done // (1 + SETTLE) - 1) % rounds
         more = (subject.params, knob, levels[at]) if form.execution else ()
         return done + 1, {"logits": form.program.call(variables, images[at], *more)}
 
-    # Warming up takes the last decisions, the first round the first.
-    return timing.Contender(form.name, turn, lambda: rounds - 1, form.variables, 1)
+    return timing.Contender(form.name, turn, lambda: 0, form.variables, 1)
 
 
 def _knob(subject: Subject) -> Array:

@@ -159,15 +159,17 @@ def test_every_round_takes_the_next_decisions_and_all_forms_the_same(asked):
         until=0.0,
         report=print,
         shortest=0.0,
+        settle=latency_forms.SETTLE,
     )
     assert all(levels is None for _, levels in seen["full"])
+    turns = [3, *(3, 0), *(0, 1), *(1, 2), *(2, 3)]  # to warm up; then those before, and its own
     for name in ("chunks of 2", "masked"):
         told = [levels for _, levels in seen[name]]
-        np.testing.assert_array_equal(told, draws.levels_RSB[[3, 0, 1, 2, 3]])
+        np.testing.assert_array_equal(told, draws.levels_RSB[turns])
     for each in seen.values():
         shown = [images for images, _ in each]
-        first, second = np.asarray(asked.images[:3]), np.asarray(asked.images[3:])
-        np.testing.assert_array_equal(shown, [second, first, second, first, second])
+        halves = [np.asarray(asked.images[:3]), np.asarray(asked.images[3:])]
+        np.testing.assert_array_equal(shown, [halves[turn % 2] for turn in turns])
 
 
 def test_rounds_are_made_twice_and_the_second_time_counts(compiled, monkeypatch):

@@ -64,7 +64,7 @@ def run(
     notes: list[Any] = []
     carry = None
     for index, (link, widths) in enumerate(zip(chain.sites, levels, strict=True)):
-        pooled = x.astype(jnp.float32).mean(axis=(1, 2))
+        pooled = _means(x.astype(jnp.float32))
         if execution.shared:
             pooled = pooled.mean(axis=0, keepdims=True)
         choice, carry, note = policy(index, pooled, carry)
@@ -78,6 +78,14 @@ def run(
         notes.append(note)
     logits, variables = whole(Site(chain, chain.links[-1]), variables, x, train=train)
     return Outcome(logits, tuple(chosen), tuple(notes), variables)
+
+
+def _means(x: Array) -> Array:
+    """Means over positions, float[B, C]; of one image as a product, faster on CPUs than a mean."""
+    if x.shape[0] > 1:
+        return x.mean(axis=(1, 2))
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.full((1, len(rows)), 1.0 / len(rows), x.dtype) @ rows
 
 
 def replay(choices: tuple[Choice, ...]) -> Policy:
