@@ -10,11 +10,10 @@ r"""How long per-input execution takes: only what is decided, beside the whole n
 One image runs through a switch over widths, its large kernels in tiles or whole, a batch in chunks
 of images that ask for the same; the masked form, which computes everything, runs the same
 decisions. The decision network is in all of them, and runs: what it decides is overruled at run
-time by the decisions that are drawn. The whole network is 1. In every round each contender runs
-once on the round's own decisions, behind a run on those of the round before that does not count:
-caches then hold its own weights. A ratio is that of mean times over rounds, with a 95 % bootstrap
-interval over rounds. All rounds are made twice, and the second time counts: a branch of a switch is
-slower when it runs for the first time.
+time by the decisions that are drawn. The whole network is 1. In every round each contender runs on
+the round's own decisions, of eight single images one after another, or of one batch. A ratio is
+that of mean times over rounds, with a 95 % bootstrap interval over rounds. All rounds are made
+twice, and the second time counts: a branch of a switch is slower when it runs for the first time.
 
 Decisions are those of a file, one row of levels per image, or drawn for a mean share of the
 network's MACs, by themselves or as often as a trained system made them (--frequencies); every
@@ -49,7 +48,7 @@ from experiments import (
 from experiments.arguments import list_of, portable, status
 from experiments.display import Display, progress
 from experiments.latency_decisions import Draws, File, Pool
-from experiments.latency_forms import SETTLE, contender, forms, ways
+from experiments.latency_forms import IN_A_ROW, contender, forms, in_a_row, ways
 from experiments.latency_frequencies import Frequencies
 from experiments.latency_subject import Subject, check_nested, trained, untrained
 
@@ -59,7 +58,7 @@ _MACS = (0.333,)
 _BATCHES = (1, 256)
 _SIZES = {
     "chunk": (32, "images in a chunk, of batches"),
-    "repeats": (40, "rounds with one image"),
+    "repeats": (20, f"rounds, each of {IN_A_ROW} single images in a row"),
     "batch_repeats": (5, "rounds with a batch"),
 }
 
@@ -80,6 +79,11 @@ class Plan(NamedTuple):
     chunk: int
     draws: tuple[Draws, ...]
 
+    @property
+    def rounds(self) -> int:
+        """In each of which a form runs `in_a_row` batches."""
+        return len(self.draws[0].levels_RSB) // in_a_row(self.batch)
+
 
 def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Rows of one batch size: the whole network, then every form at every set of decisions.
@@ -94,17 +98,15 @@ def measure(subject: Subject, plan: Plan, tell: Callable[[str], None]) -> list[d
     first, *deciding = forms(subject, batch=plan.batch, chunk=plan.chunk, tell=tell)
     tell("warming up")
     pairs = [(form, draws) for draws in plan.draws for form in deciding]
-    rounds = len(plan.draws[0].levels_RSB)
     entrants = [(first, plan.draws[0]), *pairs]
 
     def turn(name: str) -> npt.NDArray[np.float64]:
         return timing.interleave(
             [contender(subject, form, draws) for form, draws in entrants],
-            least=rounds,
+            least=plan.rounds,
             until=time.perf_counter(),
-            report=lambda done, _: tell(f"{name} round {done} of {rounds}"),
+            report=lambda done, _: tell(f"{name} round {done} of {plan.rounds}"),
             shortest=0.0,  # every run takes the next decisions, so each is one measurement
-            settle=SETTLE,
         )
 
     first_RC, times_RC = turn("unmeasured"), turn("measured")
@@ -199,8 +201,9 @@ def _plans(arguments: argparse.Namespace, subject: Subject, given: Given | None)
     found = []
     for batch in arguments.batch:
         rounds = arguments.repeats if batch == 1 else arguments.batch_repeats
+        decisions = rounds * in_a_row(batch)
         draws = [
-            latency_decisions.draws(system, each, rounds=rounds, batch=batch) for each in pools
+            latency_decisions.draws(system, each, rounds=decisions, batch=batch) for each in pools
         ]
         found.append(Plan(batch, arguments.chunk, tuple(draws)))
     return found
@@ -221,10 +224,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if max(arguments.batch) > 1:
         check_nested(subject)
     plans = _plans(arguments, subject, given)
-    total = sum(
-        2 + len(ways(subject, plan.batch, plan.chunk)) + 2 * len(plan.draws[0].levels_RSB)
-        for plan in plans
-    )
+    total = sum(2 + len(ways(subject, plan.batch, plan.chunk)) + 2 * plan.rounds for plan in plans)
     rows = []
     with progress("latency", total) as display:
         done = itertools.count(1)
@@ -283,6 +283,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "versions": machine.versions(),
         "command": shlex.join(["python", "-m", "experiments.latency", *portable(words)]),
         "settings": {name: getattr(arguments, name) for name in ("batch", *_SIZES)},
+        "in_a_row": {str(batch): in_a_row(batch) for batch in arguments.batch},
         "ratio": "of mean times over rounds; 95 % bootstrap interval, rounds drawn as pairs",
         "ratio_first": "as ratio, when the same rounds were made for the first time",
         **_measure(arguments),

@@ -25,8 +25,8 @@ from experiments.latency_subject import Subject
 
 FULL = "full"
 IN_TILES = ", kernels in tiles"
-SETTLE = 1
-"""Runs of a form before each measured one (`timing.interleave`)."""
+IN_A_ROW = 8
+"""Single images of a round: one after another through the same form, as a stream of them comes."""
 
 
 class Form(NamedTuple):
@@ -174,29 +174,36 @@ def forms(
     return tuple(found)
 
 
-def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
-    """A form to be timed: its state counts runs, `SETTLE` and a measured one in every round.
+def in_a_row(batch: int) -> int:
+    """How many batches of a round a form runs in a row."""
+    return IN_A_ROW if batch == 1 else 1
 
-    A measured run takes the round's decisions. The one before it, which does not count, takes those
-    of the round before: it finds the caches as other forms left them, the measured one as a program
-    in steady use does.
+
+def contender(subject: Subject, form: Form, draws: Draws) -> timing.Contender:
+    """A form to be timed: its state counts rounds, each of which takes the next decisions.
+
+    A form runs `in_a_row` of them, each when the one before has ended, so that but for the first
+    the caches hold what this form uses, not what the one before it used.
 
     Args:
       subject: network and system.
       form: compiled.
       draws: decisions; the full network takes their number and batch size alone.
     """
-    rounds, _, batch = draws.levels_RSB.shape
-    images = _batches(subject.images, rounds, batch)
+    decisions, _, batch = draws.levels_RSB.shape
+    images = _batches(subject.images, decisions, batch)
     levels = [jax.device_put(each) for each in draws.levels_RSB] if form.execution else []
-    knob = _knob(subject)
+    knob, row = _knob(subject), in_a_row(batch)
 
     def turn(done: int, variables: PyTree) -> tuple[int, dict[str, Array]]:
-        at = (done // (1 + SETTLE) - 1) % rounds
-        more = (subject.params, knob, levels[at]) if form.execution else ()
-        return done + 1, {"logits": form.program.call(variables, images[at], *more)}
+        for at in range(done * row, (done + 1) * row):
+            which = at % decisions
+            more = (subject.params, knob, levels[which]) if form.execution else ()
+            logits = jax.block_until_ready(form.program.call(variables, images[which], *more))
+        return done + 1, {"logits": logits}
 
-    return timing.Contender(form.name, turn, lambda: 0, form.variables, 1)
+    # Warming up takes the last decisions, the first round the first.
+    return timing.Contender(form.name, turn, lambda: decisions // row - 1, form.variables, row)
 
 
 def _knob(subject: Subject) -> Array:

@@ -106,7 +106,6 @@ def interleave(
     until: float,
     report: Callable[[int, int], None],
     shortest: float = SHORTEST,
-    settle: int = 0,
     clock: Clock = time.perf_counter,
 ) -> npt.NDArray[np.float64]:
     """Times all contenders in rounds, after one run of each to warm up and to fix repetitions.
@@ -117,8 +116,6 @@ def interleave(
       until: time of ``clock`` after which no further round should end.
       report: told (rounds done, rounds expected in all) after every round.
       shortest: seconds that one measurement lasts at least.
-      settle: runs before every measurement that do not count: caches then hold what this contender
-        uses, not what the one before it used.
       clock: seconds.
 
     Returns:
@@ -141,8 +138,6 @@ def interleave(
         row = [0.0] * len(contenders)
         for i in order(len(rounds), len(contenders)):
             one, times = contenders[i], repeats[i]
-            if settle:
-                states[i], _ = _timed(one, states[i], settle, clock)
             states[i], seconds = _timed(one, states[i], times, clock)
             row[i] = 1e3 * seconds / (times * one.steps)
         rounds.append(row)

@@ -125,21 +125,6 @@ def test_interleave_repeats_short_runs():
     assert log == ["a", "b", *"aaaa", "b"]
 
 
-def test_interleave_settles_before_it_measures():
-    clock, log = [0.0], []
-    slow_first = iter([9.0, 5.0, 1.0, 5.0, 2.0])  # warm-up; then 5 seconds to settle each time
-
-    def run(state, data):
-        clock[0] += next(slow_first)
-        log.append(state)
-        return state + data, {"loss": np.float32(1.0)}
-
-    one = timing.Contender("a", run, int, 1, 1)
-    times_RV = interleave([one], clock, least=2, settle=1)
-    np.testing.assert_allclose(times_RV, [[1000.0], [2000.0]])
-    assert log == [0, 1, 2, 3, 4]
-
-
 def test_interleave_goes_on_while_rounds_fit():
     clock, log, told = [0.0], [], []
     interleave(

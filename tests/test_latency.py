@@ -159,17 +159,40 @@ def test_every_round_takes_the_next_decisions_and_all_forms_the_same(asked):
         until=0.0,
         report=print,
         shortest=0.0,
-        settle=latency_forms.SETTLE,
     )
     assert all(levels is None for _, levels in seen["full"])
-    turns = [3, *(3, 0), *(0, 1), *(1, 2), *(2, 3)]  # to warm up; then those before, and its own
     for name in ("chunks of 2", "masked"):
         told = [levels for _, levels in seen[name]]
-        np.testing.assert_array_equal(told, draws.levels_RSB[turns])
+        np.testing.assert_array_equal(told, draws.levels_RSB[[3, 0, 1, 2, 3]])
     for each in seen.values():
         shown = [images for images, _ in each]
-        halves = [np.asarray(asked.images[:3]), np.asarray(asked.images[3:])]
-        np.testing.assert_array_equal(shown, [halves[turn % 2] for turn in turns])
+        first, second = np.asarray(asked.images[:3]), np.asarray(asked.images[3:])
+        np.testing.assert_array_equal(shown, [second, first, second, first, second])
+
+
+def test_single_images_run_in_a_row_each_when_the_one_before_has_ended(asked):
+    count = 2 * latency_forms.IN_A_ROW
+    pool = latency_decisions.drawn(asked.system, 0.5)
+    draws = latency_decisions.draws(asked.system, pool, rounds=count, batch=1)
+    clock, seen = [0.0], []
+
+    class Logits:
+        def block_until_ready(self):
+            clock[0] += 1.0  # whoever starts eight and waits for the last sees one second
+            return self
+
+    def call(variables, images, params, knob, levels):
+        seen.append(np.asarray(levels))
+        return Logits()
+
+    form = latency_forms.Form(SWITCHED, timing.Program(call, 0.0, None), asked.variables)
+    row = latency_forms.contender(asked, form, draws)
+    state, _ = row.run(row.start(), row.data)
+    assert (clock[0], state) == (8.0, 2)
+    row.run(0, row.data)
+    half = count // 2
+    np.testing.assert_array_equal(seen, draws.levels_RSB[[*range(half, count), *range(half)]])
+    assert row.steps == half == latency_forms.in_a_row(1) and latency_forms.in_a_row(2) == 1
 
 
 def test_rounds_are_made_twice_and_the_second_time_counts(compiled, monkeypatch):
@@ -185,7 +208,7 @@ def test_rounds_are_made_twice_and_the_second_time_counts(compiled, monkeypatch)
 
     monkeypatch.setattr(timing, "interleave", interleave)
     pool = latency_decisions.drawn(asked.system, 0.5)
-    draws = latency_decisions.draws(asked.system, pool, rounds=4, batch=1)
+    draws = latency_decisions.draws(asked.system, pool, rounds=4 * latency_forms.IN_A_ROW, batch=1)
     told: list[str] = []
     rows = latency.measure(asked, latency.Plan(1, 1, (draws,)), told.append)
     assert made == [(3, 4), (3, 4)]
