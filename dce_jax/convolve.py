@@ -82,8 +82,7 @@ def convolve(
         precision=precision,
     )
     if plain and last and _few(whole, x, kernel):
-        few: Array = lax.platform_dependent(x, kernel, cpu=product, default=whole)
-        return few
+        return _by_platform(product, whole, x, kernel)
     count = _parts(whole, x, kernel) if plain and last else 1
     return whole(x, kernel) if count == 1 else _summed(whole, count, x, kernel)
 
@@ -121,11 +120,21 @@ def _tangent(
         terms.append(whole(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
         parts = partial(_in_parts, whole, count)
-        terms.append(lax.platform_dependent(x, dkernel, cpu=parts, default=whole))
+        terms.append(_by_platform(parts, whole, x, dkernel))
     return _summed(whole, count, x, kernel), sum(terms[1:], start=terms[0])
 
 
 _summed.defjvp(_tangent, symbolic_zeros=True)
+
+
+def _by_platform(
+    cpu: Callable[..., Array], default: Callable[..., Array], x: Array, kernel: Array
+) -> Array:
+    # Checkpoints keep the arguments for the backward pass, and nothing that a platform makes of
+    # them: it would be kept, and counted, beside what the other platforms keep.
+    once = partial(jax.checkpoint, prevent_cse=False)
+    found: Array = lax.platform_dependent(x, kernel, cpu=once(cpu), default=once(default))
+    return found
 
 
 def _in_parts(whole: Callable[..., Array], count: int, x: Array, kernel: Array) -> Array:

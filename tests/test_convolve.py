@@ -149,6 +149,25 @@ def test_a_large_kernel_over_few_positions_is_a_product_on_a_cpu(large, strides,
         assert convolutions(platform, fn, x, kernel) == count, platform
 
 
+def test_a_product_for_few_positions_counts_and_keeps_as_much(large):
+    x, kernel = drawn(1, 4, 4, 4), drawn(3, 3, 4, 5)
+    assert_counts_and_keeps_as_much(x, kernel)
+
+
+def assert_counts_and_keeps_as_much(x, kernel):
+    counts, bytes_kept = [], []
+    for fn in (plain, convolve):
+
+        def loss(k, x, fn=fn):
+            return jnp.sum(jnp.tanh(fn(jnp.sin(x), k, (1, 1), "SAME")))
+
+        counts.append(cost.macs(jax.grad(loss, argnums=(0, 1)), kernel, x))
+        bytes_kept.append(cost.kept_bytes(loss, kernel, x))
+    assert counts[0] == counts[1]
+    # But for a few numbers, such as which platform it is.
+    assert bytes_kept[0] <= bytes_kept[1] <= bytes_kept[0] + 16
+
+
 def test_many_positions_and_small_kernels_are_no_products(large):
     x, kernel = drawn(1, 4, 4, 4), drawn(3, 3, 4, 5)
 
@@ -250,6 +269,10 @@ def test_parts_count_as_much_as_the_convolution(parts):
     x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5)
     loss = jax.grad(lambda x, k: convolve(x, k, (1, 1), "SAME").sum(), argnums=(0, 1))
     assert cost.macs(loss, x, kernel) == 3 * 12 * 6 * 5 * 9 * 4 * 5
+
+
+def test_parts_keep_as_much_as_the_convolution(parts):
+    assert_counts_and_keeps_as_much(drawn(12, 6, 5, 4), drawn(3, 3, 4, 5))
 
 
 def test_a_sharded_batch_stays_sharded_in_parts(parts, monkeypatch):
