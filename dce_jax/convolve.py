@@ -1,11 +1,13 @@
-"""`lax.conv_general_dilated` as layers here call it, without three slow paths of XLA's CPU backend.
+"""`lax.conv_general_dilated` as layers here call it, without four slow paths of XLA's CPU backend.
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
 Where a large kernel meets few positions, as one image does at the end of a network: on CPUs that is
 one product too. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
 parts of the batch that do, and on CPUs it is that sum: a layer with both gradients then takes half
-to two thirds of the time (`experiments.widths`, with and without `--plain`; docs/hardware.md).
+to two thirds of the time. Where a width lies a little below a power of two, a convolution takes up
+to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long
+(`experiments.widths`, with and without `--plain`; docs/hardware.md).
 """
 
 import math
@@ -28,6 +30,9 @@ FEW_POSITIONS = 16
 LARGE_BYTES = 2**20
 """Of a large kernel."""
 
+FILLED = {8: 7, 16: 13, 32: 25, 64: 49, 128: 120}
+"""Width -> the least one that gets zeros up to it."""
+
 PART_BYTES = 2**20
 """Of inputs and outputs together: what one part of a batch may need. Many cores' caches hold it."""
 
@@ -48,8 +53,9 @@ def convolve(
 
     Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
     becomes one product of its patches and the kernel. On a CPU so do few positions under a large
-    kernel, and the gradient of the kernel becomes a sum over parts of a large batch: as many
-    multiply-accumulates, equal up to rounding, and the same function under every derivative.
+    kernel, the gradient of the kernel becomes a sum over parts of a large batch, and slow widths
+    get zeros. `cost.macs` counts none of that; it is equal up to rounding, and the same function
+    under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -81,19 +87,46 @@ def convolve(
         feature_group_count=feature_group_count,
         precision=precision,
     )
-    if plain and last and _few(whole, x, kernel):
+    wide = x.ndim == 4 and kernel.shape[:2] != (1, 1)
+    return _fast(whole, product, x, kernel) if plain and last and wide else whole(x, kernel)
+
+
+def _fast(
+    whole: Callable[..., Array], product: Callable[..., Array], x: Array, kernel: Array
+) -> Array:
+    """``whole(x, kernel)``, on a CPU by its fastest way."""
+    if _few(whole, x, kernel):
         return _by_platform(product, whole, x, kernel)
-    count = _parts(whole, x, kernel) if plain and last else 1
+    widths = tuple(map(_filled, kernel.shape[2:]))
+    if widths != kernel.shape[2:]:
+        return _by_platform(partial(_with_zeros, whole, widths), whole, x, kernel)
+    return _in_few_parts(whole, x, kernel)
+
+
+def _filled(width: int) -> int:
+    return next((full for full, least in FILLED.items() if least <= width < full), width)
+
+
+def _with_zeros(
+    whole: Callable[..., Array], widths: tuple[int, ...], x: Array, kernel: Array
+) -> Array:
+    """``whole(x, kernel)``, computed at larger widths."""
+    inputs, outputs = (full - own for full, own in zip(widths, kernel.shape[2:], strict=True))
+    wide = jnp.pad(x, (*((0, 0),) * 3, (0, inputs)))
+    full = jnp.pad(kernel, ((0, 0), (0, 0), (0, inputs), (0, outputs)))
+    return _in_few_parts(whole, wide, full)[..., : kernel.shape[3]]
+
+
+def _in_few_parts(whole: Callable[..., Array], x: Array, kernel: Array) -> Array:
+    count = _parts(whole, x, kernel)
     return whole(x, kernel) if count == 1 else _summed(whole, count, x, kernel)
 
 
 def _parts(whole: Callable[..., Array], x: Array, kernel: Array) -> int:
-    """Into how many parts of equal size a batch falls: the fewest that are small, 1 for a 1x1.
+    """Into how many parts of equal size a batch falls: the fewest that are small.
 
     As the batch may be sharded, every device can have as many images of a part as any other.
     """
-    if x.ndim != 4 or kernel.shape[:2] == (1, 1):
-        return 1
     both = x.size + jax.eval_shape(whole, x, kernel).size
     wanted = both * x.dtype.itemsize / PART_BYTES
     batch, devices = x.shape[0], jax.device_count()
@@ -155,8 +188,7 @@ def _tiny(x: Array, kernel: Array) -> bool:
 
 
 def _few(whole: Callable[..., Array], x: Array, kernel: Array) -> bool:
-    small = kernel.size * kernel.dtype.itemsize < LARGE_BYTES
-    if x.ndim != 4 or kernel.shape[:2] == (1, 1) or small:
+    if kernel.size * kernel.dtype.itemsize < LARGE_BYTES:
         return False
     shape = jax.eval_shape(whole, x, kernel).shape
     return math.prod(shape[:3]) <= FEW_POSITIONS

@@ -59,8 +59,9 @@ def macs(fn: Callable[..., Any], *args: Any) -> int:
     A convolution costs output elements x kernel positions x input features / feature groups.
     Padded positions count, as in published counts; the zeros that a transposed convolution puts
     between its inputs do not. Inner functions (``jit``, ``remat``, custom derivatives, ...) are
-    counted wherever they are called, a scan's body times its length, and of a ``cond`` or
-    ``switch`` the most expensive branch. Inside ``shard_map`` the count is one device's share.
+    counted wherever they are called, a scan's body times its length, of a ``cond`` or ``switch``
+    the most expensive branch, of ``platform_dependent`` the default. Inside ``shard_map`` the count
+    is one device's share.
 
     Args:
       fn: a function that JAX can trace.
@@ -197,7 +198,9 @@ def _walk(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
                 yield path, count * eqn.params["length"]
         elif name == "cond":
             branches = [list(_walk(branch, inner)) for branch in eqn.params["branches"]]
-            yield from max(branches, key=_total)
+            platforms = eqn.params.get("branches_platforms") or ()
+            default = platforms.index(None) if None in platforms else None
+            yield from max(branches, key=_total) if default is None else branches[default]
         else:
             found = [item for sub in _subjaxprs(eqn.params.values()) for item in _walk(sub, inner)]
             _refuse_uncountable(name, "/".join(_module_path(inner)), _total(found))

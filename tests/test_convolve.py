@@ -199,7 +199,6 @@ def test_batches_fall_into_the_fewest_equal_parts_that_are_small(monkeypatch):
     assert module._parts(whole, x[:7], kernel) == 7  # a prime number of images
     half = module._parts(whole, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert half == 1
-    assert module._parts(whole, x, kernel[:1, :1]) == 1
     # Each device has as many images of a part as any other.
     for devices, count in [(1, 12), (2, 6), (3, 4), (4, 3), (5, 1), (12, 1), (16, 1)]:
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
@@ -221,8 +220,9 @@ def test_gradients_in_parts_are_those_of_the_convolution(parts, batch, strides, 
     np.testing.assert_allclose(alone, pull(slope)[1], rtol=1e-4, atol=1e-4)
 
 
-def test_every_other_derivative_in_parts_is_that_of_the_convolution(parts):
-    x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5, seed=1)
+@pytest.mark.parametrize("widths", [(4, 5), (7, 13)])
+def test_every_other_derivative_in_parts_is_that_of_the_convolution(parts, widths):
+    x, kernel = drawn(12, 6, 5, widths[0]), drawn(3, 3, *widths, seed=1)
     along = (drawn(*x.shape, seed=2), drawn(*kernel.shape, seed=3))
     found = []
     for fn in (plain, convolve):
@@ -265,6 +265,13 @@ def test_only_gradients_on_a_cpu_are_in_parts(parts):
         assert convolutions(platform, jax.grad(fn, argnums=1), x, kernel) == count, platform
 
 
+def test_one_by_one_kernels_stay_xlas(parts):
+    x, kernel = drawn(12, 6, 5, 7), drawn(1, 1, 7, 13)
+    slope = jax.grad(lambda x, k: convolve(x, k, (1, 1), "SAME").sum(), argnums=1)
+    assert convolutions("cpu", slope, x, kernel) == 1
+    assert convolutions("cpu", slope, x, drawn(3, 3, 7, 13)) == 12
+
+
 def test_parts_count_as_much_as_the_convolution(parts):
     x, kernel = drawn(12, 6, 5, 4), drawn(3, 3, 4, 5)
     loss = jax.grad(lambda x, k: convolve(x, k, (1, 1), "SAME").sum(), argnums=(0, 1))
@@ -273,6 +280,37 @@ def test_parts_count_as_much_as_the_convolution(parts):
 
 def test_parts_keep_as_much_as_the_convolution(parts):
     assert_counts_and_keeps_as_much(drawn(12, 6, 5, 4), drawn(3, 3, 4, 5))
+
+
+@pytest.mark.parametrize("widths", [(7, 13), (4, 15), (7, 8), (25, 3), (120, 2)])
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 1), ((1, 1), (0, 2)))])
+def test_slow_widths_are_the_convolution_and_get_zeros_on_a_cpu(widths, strides, padding):
+    x, kernel = drawn(3, 5, 4, widths[0]), drawn(3, 3, *widths, seed=1)
+
+    def fn(x, k):
+        return convolve(x, k, strides, padding)
+
+    expected, pull = jax.vjp(lambda x, k: plain(x, k, strides, padding), x, kernel)
+    found, pulled = jax.vjp(fn, x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    slope = drawn(*expected.shape, seed=2)
+    for mine, its in zip(pulled(slope), pull(slope), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4)
+    own = f"3x3x{widths[0]}x{widths[1]}xf32"
+    full = "3x3x" + "x".join(str(module._filled(width)) for width in widths) + "xf32"
+    assert own != full
+    for platform, kept in (("cpu", full), ("tpu", own), ("cuda", own)):
+        lowered = jax.jit(fn).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        (line,) = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
+        assert kept in line, platform
+    assert_counts_and_keeps_as_much(x, kernel)
+
+
+def test_other_widths_get_none():
+    same = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 20, 24, 32, 40, 48, 64, 65, 112, 119, 128, 129, 255)
+    assert [module._filled(width) for width in same] == list(same)
+    slow = {7: 8, 13: 16, 15: 16, 25: 32, 31: 32, 49: 64, 63: 64, 120: 128, 127: 128}
+    assert {width: module._filled(width) for width in slow} == slow
 
 
 def test_a_sharded_batch_stays_sharded_in_parts(parts, monkeypatch):

@@ -168,6 +168,20 @@ def test_the_most_expensive_branch_counts():
     assert cost.macs(maybe, p, spec(2, 4), spec(4, 4)) == 32
 
 
+def test_the_default_platforms_work_counts():
+    def choose(x, w):
+        return lax.platform_dependent(x, w, cpu=lambda x, w: (x @ w) @ w, default=jnp.dot)
+
+    args = spec(2, 4), spec(4, 4)
+    assert cost.macs(choose, *args) == 32
+    assert cost.macs(jax.grad(lambda x, w: choose(x, w).sum(), argnums=(0, 1)), *args) == 96
+
+    def named(x, w):
+        return lax.platform_dependent(x, w, tpu=jnp.dot, cpu=lambda x, w: (x @ w) @ w)
+
+    assert cost.macs(named, *args) == 64  # no default: the most
+
+
 def test_while_loops_are_refused_only_where_they_hold_work():
     def run(x, w):
         with jax.named_scope("solver"):
