@@ -159,7 +159,10 @@ def _row(
 
 
 def _less(own: Mapping[int, float], other: Mapping[int, float | None]) -> str:
-    """Mean difference in points over the seeds that both have, with its t interval."""
+    """Mean difference in points over the seeds that both have, with its t interval.
+
+    Their number is told where it is not that of the system's own column.
+    """
     differences = [
         100 * (value - beside)
         for seed, value in own.items()
@@ -168,9 +171,9 @@ def _less(own: Mapping[int, float], other: Mapping[int, float | None]) -> str:
     if not differences:
         return NONE
     mean, bounds = statistics.fmean(differences), pairs.interval(differences)
-    if bounds is None:
-        return f"{mean:+.2f}"
-    return f"{mean:+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+    inside = "" if bounds is None else f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+    count = "" if len(differences) == len(own) else f" ({len(differences)})"
+    return f"{mean:+.2f}{inside}{count}"
 
 
 def _harder(target: float, runs: Sequence[Any]) -> str:

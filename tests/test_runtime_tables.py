@@ -71,6 +71,15 @@ def test_rows_are_read_off_lines_between_points(results):
     assert rows["static", "80%"][0] == "83.00 ± 0.00 % (2)"
 
 
+def test_a_control_of_fewer_seeds_tells_how_many(results):
+    for share in (300, 900):
+        (results / f"scratch-{share}-1.json").unlink()
+    lines = runtime_tables.tables([results]).splitlines()
+    (row,) = [line.split(" | ") for line in lines if line.startswith("| lc | 50%")]
+    assert row[2].endswith("(2)") and row[5] == "+1.80 (1)"
+    assert not row[3].endswith(")")
+
+
 def test_directories_without_results_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no result of experiments\.runtime in"):
         runtime_tables.tables([tmp_path])
