@@ -163,12 +163,13 @@ def test_a_predictor_of_single_images_runs_on_tiles(monkeypatch):
     assert shapes == [(1, 8, 8, 3)]
 
 
-def test_half_precision_runs_in_half_precision():
+@pytest.fixture
+def promoting():
     with jax.numpy_dtype_promotion("standard"):  # Flax's batch norm promotes silently
-        _half_precision()
+        yield
 
 
-def _half_precision():
+def test_half_precision_runs_in_half_precision(promoting):
     net = chains.NETS[NAME].clone(dtype=jnp.bfloat16)
     half = chain.chain(net, chains.build(NAME).channels)
     variables, levels = chains.variables(NAME), chains.LEVELS[NAME]
