@@ -156,6 +156,9 @@ def test_a_predictor_of_single_images_runs_on_tiles(monkeypatch):
     cut = systems.tiled
     monkeypatch.setattr(systems, "tiled", seen)
     predict = predictor(system, variables, params, SWITCHED)
+    for _ in range(2):  # inside of a trace that is the first to ask, and of another one
+        inside = jax.jit(lambda x: predict(x, knob)[0])(x[:1])
+        np.testing.assert_allclose(inside, expected[0], rtol=1e-4, atol=1e-5)
     for i, logits in enumerate(expected):
         np.testing.assert_allclose(predict(x[i : i + 1], knob)[0], logits, rtol=1e-4, atol=1e-5)
     assert shapes == [(1, 8, 8, 3)]

@@ -41,7 +41,8 @@ def predictor(
     def prepared(shape: tuple[int, ...]) -> PyTree:
         if execution is not SWITCHED or shape[0] > 1:
             return variables
-        return systems.tiled(system, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+        with jax.ensure_compile_time_eval():  # they are kept, and a trace may be the first to ask
+            return systems.tiled(system, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
 
     def predict(images: Array, knob: float) -> tuple[Array, Array]:
         systems.check_knob(system, knob)

@@ -2,10 +2,10 @@
 
 The first channels of a kernel do not lie side by side, so a convolution at some of its widths
 copies its part of the kernel first. Where a large kernel meets few positions, as at the end of a
-VGG that sees one image, the copies of all sites take a quarter of the time, on one core however
-many there are. There a kernel is held in tiles as well: a matrix per step that the widths of the
-inputs take and step that those of the outputs take. A branch is a product per tile that it needs,
-and copies nothing. As many multiply-accumulates, equal up to rounding.
+VGG that sees one image, copies are a good part of the time (docs/runtime.md), and a branch makes
+them on one core however many there are. There a kernel is held in tiles as well: a matrix per step
+that the widths of the inputs take and step that those of the outputs take. A branch is a product
+per tile that it needs, and copies nothing. As many multiply-accumulates, equal up to rounding.
 """
 
 import math
