@@ -1,4 +1,4 @@
-"""`lax.conv_general_dilated` as layers here call it, without four slow paths of XLA's CPU backend.
+"""`lax.conv_general_dilated` as layers here call it, without five slow paths of XLA's CPU backend.
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
@@ -6,8 +6,9 @@ Where a large kernel meets few positions, as one image does at the end of a netw
 one product too. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
 parts of the batch that do, and on CPUs it is that sum: a layer with both gradients then takes half
 to two thirds of the time. Where a width lies a little below a power of two, a convolution takes up
-to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long
-(`experiments.widths`, with and without `--plain`; docs/hardware.md).
+to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long. Where each
+channel is convolved alone, it takes ten times and more as long as a sum over the kernel's taps: on
+CPUs it is one (`experiments.widths`, with and without `--plain`; docs/hardware.md).
 """
 
 import math
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from dce_jax import taps
 from dce_jax.types import Array
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -53,9 +55,9 @@ def convolve(
 
     Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
     becomes one product of its patches and the kernel. On a CPU so do few positions under a large
-    kernel, the gradient of the kernel becomes a sum over parts of a large batch, and slow widths
-    get zeros. `cost.macs` counts none of that; it is equal up to rounding, and the same function
-    under every derivative.
+    kernel, the gradient of the kernel becomes a sum over parts of a large batch, slow widths get
+    zeros, and a convolution of each channel alone becomes a sum over taps. `cost.macs` counts none
+    of that; it is equal up to rounding, and the same function under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -71,11 +73,12 @@ def convolve(
     Returns:
       float[B, H', W', C].
     """
-    plain = feature_group_count == 1 and _ones(lhs_dilation) and _ones(rhs_dilation)
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     last = numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, CHANNELS_LAST)
+    flat = last and x.ndim == 4 and _ones(lhs_dilation) and _ones(rhs_dilation)
+    plain = flat and feature_group_count == 1
     product = partial(_product, strides=strides, padding=padding, precision=precision)
-    if plain and last and _tiny(x, kernel):
+    if plain and _tiny(x, kernel):
         return product(x, kernel)
     whole = partial(
         lax.conv_general_dilated,
@@ -87,8 +90,20 @@ def convolve(
         feature_group_count=feature_group_count,
         precision=precision,
     )
-    wide = x.ndim == 4 and kernel.shape[:2] != (1, 1)
-    return _fast(whole, product, x, kernel) if plain and last and wide else whole(x, kernel)
+    if flat and 1 < feature_group_count == x.shape[3] == kernel.shape[3]:
+        return _depthwise(whole, strides, padding, x, kernel)
+    fast = plain and kernel.shape[:2] != (1, 1)
+    return _fast(whole, product, x, kernel) if fast else whole(x, kernel)
+
+
+def _depthwise(
+    whole: Callable[..., Array], strides: Sequence[int], padding: Any, x: Array, kernel: Array
+) -> Array:
+    """``whole(x, kernel)``, of each channel alone."""
+    places = {"strides": strides, "padding": padding}
+    forward = partial(_by_platform, partial(taps.depthwise, **places), whole)
+    for_kernel = partial(_by_platform, partial(taps.depthwise_in_blocks, **places), whole)
+    return _two_ways(forward, for_kernel, x, kernel)
 
 
 def _fast(
@@ -119,7 +134,10 @@ def _with_zeros(
 
 def _in_few_parts(whole: Callable[..., Array], x: Array, kernel: Array) -> Array:
     count = _parts(whole, x, kernel)
-    return whole(x, kernel) if count == 1 else _summed(whole, count, x, kernel)
+    if count == 1:
+        return whole(x, kernel)
+    for_kernel = partial(_by_platform, partial(_in_parts, whole, count), whole)
+    return _two_ways(whole, for_kernel, x, kernel)
 
 
 def _parts(whole: Callable[..., Array], x: Array, kernel: Array) -> int:
@@ -135,15 +153,17 @@ def _parts(whole: Callable[..., Array], x: Array, kernel: Array) -> int:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _summed(whole: Callable[..., Array], count: int, x: Array, kernel: Array) -> Array:
-    """``whole(x, kernel)``, whose derivative by the kernel goes part by part."""
-    del count
+def _two_ways(
+    whole: Callable[..., Array], for_kernel: Callable[..., Array], x: Array, kernel: Array
+) -> Array:
+    """``whole(x, kernel)``, whose derivative by the kernel goes as that of ``for_kernel``."""
+    del for_kernel
     return whole(x, kernel)
 
 
 def _tangent(
     whole: Callable[..., Array],
-    count: int,
+    for_kernel: Callable[..., Array],
     primals: tuple[Array, Array],
     tangents: tuple[Array | SymbolicZero, Array | SymbolicZero],
 ) -> tuple[Array, Array]:
@@ -152,12 +172,11 @@ def _tangent(
     if not isinstance(dx, SymbolicZero):
         terms.append(whole(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        parts = partial(_in_parts, whole, count)
-        terms.append(_by_platform(parts, whole, x, dkernel))
-    return _summed(whole, count, x, kernel), sum(terms[1:], start=terms[0])
+        terms.append(for_kernel(x, dkernel))
+    return _two_ways(whole, for_kernel, x, kernel), sum(terms[1:], start=terms[0])
 
 
-_summed.defjvp(_tangent, symbolic_zeros=True)
+_two_ways.defjvp(_tangent, symbolic_zeros=True)
 
 
 def _by_platform(
@@ -182,9 +201,7 @@ def _ones(dilation: Sequence[int] | None) -> bool:
 
 
 def _tiny(x: Array, kernel: Array) -> bool:
-    return x.ndim == 4 and any(
-        side < size for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    )
+    return any(side < size for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True))
 
 
 def _few(whole: Callable[..., Array], x: Array, kernel: Array) -> bool:
@@ -198,29 +215,4 @@ def _product(
     x: Array, kernel: Array, *, strides: Sequence[int], padding: Any, precision: Any
 ) -> Array:
     rows = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.dot(patches(x, kernel.shape[:2], strides, padding), rows, precision=precision)
-
-
-def patches(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -> Array:
-    """What each output position reads.
-
-    Args:
-      x: float[B, H, W, D].
-      size: of the kernel, (kh, kw).
-      strides: in both directions.
-      padding: as `lax.conv_general_dilated` takes it.
-
-    Returns:
-      float[B, H', W', kh * kw * D], as the kernel's rows lie.
-    """
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
-    padded = jnp.pad(x, ((0, 0), *map(tuple, padding), (0, 0)))
-    # A padded image that is still too small for the kernel has no output positions.
-    ends = [max(0, side - length + 1) for side, length in zip(padded.shape[1:3], size, strict=True)]
-    taps = [
-        padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
-    return jnp.concatenate(taps, axis=-1)
+    return jnp.dot(taps.patches(x, kernel.shape[:2], strides, padding), rows, precision=precision)

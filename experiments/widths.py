@@ -3,6 +3,7 @@
     python -m experiments.widths
     python -m experiments.widths --widths 24,28,31,32,33 --dtype bfloat16 --json widths.json
     python -m experiments.widths --image_size 2 --plain   # as XLA has it, even if it is slow
+    python -m experiments.widths --depthwise              # of each channel alone
 
 Each contender is a step of gradient descent on a 3x3 convolution of K channels to K channels, its
 kernel and its images. They take turns, once each per round, on random
@@ -52,7 +53,7 @@ class Layer(NamedTuple):
     """What one step of gradient descent changes.
 
     Attributes:
-      kernel: [3, 3, K, K].
+      kernel: [3, 3, K, K], or [3, 3, 1, K] of each channel alone.
       images: [B, H, W, K]; they descend too, as a layer before would need their gradient.
     """
 
@@ -72,9 +73,13 @@ def update(convolution: Convolution, layer: Layer, data: None) -> tuple[Layer, d
       The layer after it, and ``loss``, float32[].
     """
     del data
+    options = {
+        "dimension_numbers": CHANNELS_LAST,
+        "feature_group_count": layer.images.shape[3] // layer.kernel.shape[2],
+    }
 
     def loss(layer: Layer) -> Array:
-        y = convolution(layer.images, layer.kernel, (1, 1), "SAME", dimension_numbers=CHANNELS_LAST)
+        y = convolution(layer.images, layer.kernel, (1, 1), "SAME", **options)
         return jnp.mean(jnp.square(y.astype(jnp.float32)))
 
     value, grads = jax.value_and_grad(loss)(layer)
@@ -83,11 +88,18 @@ def update(convolution: Convolution, layer: Layer, data: None) -> tuple[Layer, d
 
 
 def contender(
-    width: int, *, batch: int, image_size: int, dtype: Any, convolution: Convolution = convolve
+    width: int,
+    *,
+    batch: int,
+    image_size: int,
+    dtype: Any,
+    convolution: Convolution = convolve,
+    depthwise: bool = False,
 ) -> Contender:
     """A convolution of ``width`` channels to as many, ready to be timed."""
     draw = np.random.default_rng(0)
-    kernel = draw.normal(size=(3, 3, width, width)) / np.sqrt(9 * width)
+    inputs = 1 if depthwise else width
+    kernel = draw.normal(size=(3, 3, inputs, width)) / np.sqrt(9 * inputs)
     images = draw.normal(size=(batch, image_size, image_size, width))
     layer = Layer(jnp.asarray(kernel, dtype), jnp.asarray(images, dtype))
     dispatch = 1 if jax.default_backend() == "cpu" else _DISPATCH
@@ -96,15 +108,18 @@ def contender(
     return Contender(f"width {width}", call, partial(jax.tree.map, jnp.copy, layer), None, dispatch)
 
 
-def rows(widths: Sequence[int], times_RV: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+def rows(
+    widths: Sequence[int], times_RV: npt.NDArray[np.float64], *, depthwise: bool = False
+) -> list[dict[str, Any]]:
     """What the JSON file says of each width.
 
     Args:
       widths: ascending.
       times_RV: float64[rounds, widths], ms.
+      depthwise: whether MACs grow with the width, not with its square.
     """
     median_V = np.median(times_RV, axis=0)
-    per_mac_V = median_V / np.square(np.asarray(widths, np.float64))
+    per_mac_V = median_V / np.asarray(widths, np.float64) ** (1 if depthwise else 2)
     found = []
     for i, beaten in enumerate(timing.overtaken(times_RV, widths)):
         row: dict[str, Any] = {
@@ -144,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=32, metavar="N", help="images (default: %(default)s)")
     add("--image_size", type=int, default=16, metavar="N", help="H = W (default: %(default)s)")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
-    add("--plain", action="store_true", help="XLA's convolution where layers take a product")
+    add("--plain", action="store_true", help="XLA's convolution, whatever layers make of it")
+    add("--depthwise", action="store_true", help="each channel alone")
     add("--rounds", type=int, default=15, metavar="N", help="at least (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
@@ -168,6 +184,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         image_size=arguments.image_size,
         dtype=arguments.dtype,
         convolution=lax.conv_general_dilated if arguments.plain else convolve,
+        depthwise=arguments.depthwise,
     )
     with display.progress("widths", len(widths) + arguments.rounds, facts="compiling") as shown:
         contenders = []
@@ -181,7 +198,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         times_RV = timing.interleave(
             contenders, least=arguments.rounds, until=0.0, report=report, shortest=0.05
         )
-    found = rows(widths, times_RV)
+    found = rows(widths, times_RV, depthwise=arguments.depthwise)
     if arguments.json is not None:
         result = {
             "device": machine.device(),
@@ -194,7 +211,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         }
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     side = f"{arguments.image_size}x{arguments.image_size}"
-    title = f"3x3 convolution, {arguments.batch} images of {side}, {arguments.dtype}"
+    kind = "3x3 convolution of each channel" if arguments.depthwise else "3x3 convolution"
+    title = f"{kind}, {arguments.batch} images of {side}, {arguments.dtype}"
     console.print(table(found, title=f"{title}, {machine.device()}"))
 
 

@@ -63,7 +63,8 @@ def test_only_images_smaller_than_the_kernel_are_products(side, product):
 @pytest.mark.parametrize(
     ("kernel", "options"),
     [
-        ((3, 3, 1, 4), {"feature_group_count": 4}),
+        ((3, 3, 2, 4), {"feature_group_count": 2}),
+        ((3, 3, 1, 8), {"feature_group_count": 4}),
         ((3, 3, 4, 4), {"rhs_dilation": (2, 2)}),
         ((3, 3, 4, 4), {"lhs_dilation": (2, 2)}),
     ],
@@ -118,9 +119,10 @@ def test_the_last_layers_of_a_vgg_are_products():
     assert text.count("conv_general_dilated[") == 10  # 13 layers, of which three see 2x2
 
 
-def assert_same_with_gradients(x, kernel, strides, padding):
-    expected, pull = jax.vjp(lambda x, k: plain(x, k, strides, padding), x, kernel)
-    found, pulled = jax.vjp(lambda x, k: convolve(x, k, strides, padding), x, kernel)
+def assert_same_with_gradients(x, kernel, strides, padding, fns=(plain, convolve)):
+    (expected, pull), (found, pulled) = (
+        jax.vjp(lambda x, k, fn=fn: fn(x, k, strides, padding), x, kernel) for fn in fns
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     slope = drawn(*expected.shape, seed=2)
     for mine, its in zip(pulled(slope), pull(slope), strict=True):
@@ -151,9 +153,9 @@ def test_a_product_for_few_positions_counts_and_keeps_as_much(large):
     assert_counts_and_keeps_as_much(x, kernel)
 
 
-def assert_counts_and_keeps_as_much(x, kernel):
+def assert_counts_and_keeps_as_much(x, kernel, fns=(plain, convolve)):
     counts, bytes_kept = [], []
-    for fn in (plain, convolve):
+    for fn in fns:
 
         def loss(k, x, fn=fn):
             return jnp.sum(jnp.tanh(fn(jnp.sin(x), k, (1, 1), "SAME")))
@@ -220,9 +222,13 @@ def test_gradients_in_parts_are_those_of_the_convolution(parts, batch, strides, 
 @pytest.mark.parametrize("widths", [(4, 5), (7, 13)])
 def test_every_other_derivative_in_parts_is_that_of_the_convolution(parts, widths):
     x, kernel = drawn(12, 6, 5, widths[0]), drawn(3, 3, *widths, seed=1)
+    assert_every_other_derivative(x, kernel, plain, convolve)
+
+
+def assert_every_other_derivative(x, kernel, *fns):
     along = (drawn(*x.shape, seed=2), drawn(*kernel.shape, seed=3))
     found = []
-    for fn in (plain, convolve):
+    for fn in fns:
 
         def loss(x, k, fn=fn):
             return jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME")))
@@ -305,14 +311,95 @@ def test_other_widths_get_none():
 
 def test_a_sharded_batch_stays_sharded_in_parts(parts, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert_stays_sharded(drawn(24, 6, 5, 4), drawn(3, 3, 4, 5), convolve)
+
+
+def assert_stays_sharded(x, kernel, fn):
     devices = np.array(jax.devices()[:4])
     mesh = jax.sharding.Mesh(devices, ("batch",))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    x, kernel = drawn(24, 6, 5, 4), drawn(3, 3, 4, 5)
-    slope = jax.jit(jax.grad(lambda k, x: jnp.sum(jnp.tanh(convolve(x, k, (1, 1), "SAME")))))
+    slope = jax.jit(jax.grad(lambda k, x: jnp.sum(jnp.tanh(fn(x, k, (1, 1), "SAME")))))
     alone = slope(kernel, x)
     over = slope.lower(kernel, jax.device_put(x, spread)).compile()
     np.testing.assert_allclose(over(kernel, jax.device_put(x, spread)), alone, rtol=1e-4, atol=1e-4)
     text = over.as_text()
     assert "all-reduce" in text
     assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))
+
+
+def depthwise(x, kernel, strides, padding):
+    return convolve(x, kernel, strides, padding, feature_group_count=x.shape[3])
+
+
+def grouped(x, kernel, strides, padding):
+    """The reference: XLA's own."""
+    return plain(x, kernel, strides, padding, feature_group_count=x.shape[3])
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    sides=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.sampled_from([(3, 3), (5, 5), (2, 4), (1, 1)]),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    padding=PADDINGS,
+    channels=st.integers(2, 5),
+    batch=st.integers(1, 3),
+)
+def test_channels_alone_are_the_convolution_and_so_are_their_gradients(
+    sides, size, strides, padding, channels, batch
+):
+    x, kernel = drawn(batch, *sides, channels), drawn(*size, 1, channels, seed=1)
+    assert_same_with_gradients(x, kernel, strides, padding, fns=(grouped, depthwise))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_channels_alone_add_up_in_float32(dtype):
+    x, kernel = drawn(2, 9, 8, 5, dtype=dtype), drawn(3, 3, 1, 5, seed=1, dtype=dtype)
+    found, pulled = jax.vjp(lambda x, k: depthwise(x, k, (2, 1), "SAME"), x, kernel)
+    exact, pull = jax.vjp(
+        lambda x, k: grouped(x, k, (2, 1), "SAME"),
+        x.astype(jnp.float32),
+        kernel.astype(jnp.float32),
+    )
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, exact.astype(dtype))
+    for mine, its in zip(pulled(found), pull(found.astype(jnp.float32)), strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(
+            mine.astype(jnp.float32), its, rtol=4 * jnp.finfo(dtype).eps, atol=1e-4
+        )
+
+
+def test_every_other_derivative_of_channels_alone_is_that_of_the_convolution():
+    assert_every_other_derivative(drawn(12, 6, 5, 4), drawn(3, 3, 1, 4, seed=1), grouped, depthwise)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_only_on_a_cpu_and_only_channels_alone_are_sums(multiplier):
+    x, kernel = drawn(2, 6, 5, 4), drawn(3, 3, 1, 4 * multiplier)
+
+    def loss(x, k):
+        return jnp.sum(jnp.tanh(depthwise(x, k, (1, 1), "SAME")))
+
+    for platform, count in (("cpu", 3 * (multiplier - 1)), ("tpu", 3), ("cuda", 3)):
+        slopes = jax.grad(loss, argnums=(0, 1))
+        assert convolutions(platform, slopes, x, kernel) == count, platform
+
+
+def test_channels_alone_count_and_keep_as_much():
+    x, kernel = drawn(3, 6, 5, 4), drawn(3, 3, 1, 4)
+    assert_counts_and_keeps_as_much(x, kernel, fns=(grouped, depthwise))
+    assert cost.macs(lambda x, k: depthwise(x, k, (1, 1), "SAME"), x, kernel) == 3 * 6 * 5 * 9 * 4
+
+
+def test_a_sharded_batch_of_channels_alone_stays_sharded():
+    assert_stays_sharded(drawn(24, 6, 5, 4), drawn(3, 3, 1, 4), depthwise)
+
+
+def test_depthwise_layers_are_sums():
+    network = networks.build("mobilenetv2-cifar", num_classes=10, width=0.125)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    # Of 17 blocks all but the first have two convolutions that are not depthwise.
+    assert convolutions("cpu", network.apply, variables, x) == 1 + 1 + 2 * 16 + 1
+    assert convolutions("tpu", network.apply, variables, x) == 1 + 1 + 2 * 16 + 1 + 17

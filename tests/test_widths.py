@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flax.core import FrozenDict
+from jax import lax
 
 from dce_jax import budget, networks
 from dce_jax.convolve import convolve
@@ -30,11 +31,15 @@ def test_rows_name_the_wider_convolution_and_the_best_time_per_mac():
     assert [row["not_faster_than"] for row in found] == [None, 4, None]
     assert [row["ms_per_mac"] for row in found] == [4.0, 4.0, 1.0]
     assert found[1]["ratio"][0] == 1.0
+    alone = widths.rows([1, 2, 4], TIMES[:, ::-1], depthwise=True)
+    assert [row["ms_per_mac"] for row in alone] == [1.0, 2.0, 1.0]
 
 
 def test_the_command_times_convolutions_and_writes_what_it_found(tmp_path, capsys):
     path = tmp_path / "found.json"
     words = ["--widths", "3,2", "--batch", "2", "--image_size", "4", "--rounds", "2"]
+    assert widths.main([*words, "--depthwise", "--plain"]) == 0
+    assert "3x3 convolution of each channel, 2 images of 4x4" in capsys.readouterr().out
     assert widths.main([*words, "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     assert [row["width"] for row in found["rows"]] == [2, 3]
@@ -66,6 +71,18 @@ def test_an_update_is_a_step_of_gradient_descent_on_the_squared_output():
     assert float(metrics["loss"]) == 36.0
     np.testing.assert_allclose(after.kernel[1, 1].ravel(), [2.0 - 0.01 * 2 * 6.0 * 3.0])
     np.testing.assert_allclose(after.images.ravel(), [3.0 - 0.01 * 2 * 6.0 * 2.0])
+
+
+@pytest.mark.parametrize("convolution", [convolve, lax.conv_general_dilated])
+def test_an_update_of_channels_alone_keeps_them_apart(convolution):
+    kernel, images = np.ones((3, 3, 1, 2), np.float32), np.ones((1, 3, 3, 2), np.float32)
+    images[..., 1] = 0.0
+    after, metrics = widths.update(convolution, widths.Layer(kernel, images), None)
+    # Of ones, outputs are as many as a position has neighbours, itself included.
+    np.testing.assert_allclose(metrics["loss"], (81 + 4 * 36 + 4 * 16) / 18, rtol=1e-6)
+    assert (after.images[..., 0] < 1.0).all()
+    np.testing.assert_array_equal(after.images[..., 1], 0.0)
+    np.testing.assert_array_equal(after.kernel[..., 1], 1.0)
 
 
 # Around a budget.

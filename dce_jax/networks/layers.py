@@ -82,6 +82,7 @@ def depthwise(
         padding=1,
         use_bias=False,
         feature_group_count=widths[group],
+        conv_general_dilated=convolve,
         dtype=dtype,
         kernel_init=named(he_fan_in, (None, None, None, group)),
         name=name,

@@ -18,8 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dce_jax.convolve import LARGE_BYTES, patches
+from dce_jax.convolve import LARGE_BYTES
 from dce_jax.runtime.chain import TILES, Chain, Link, variables_of
+from dce_jax.taps import patches
 from dce_jax.types import Array, PyTree
 
 MOST_POSITIONS = 64
