@@ -51,7 +51,7 @@ def draw(found: dict[str, Any], images: Any) -> Figure:
     _curve(curve, found)
     _distribution(spread, images["share"][index], point)
     _sites(sites, found, point)
-    _hardness(hard, point)
+    _hardness(hard, images["share"][index], point)
     return figure
 
 
@@ -108,18 +108,20 @@ def _sites(axes: Axes, found: dict[str, Any], point: dict[str, Any]) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _hardness(axes: Axes, point: dict[str, Any]) -> None:
+def _hardness(axes: Axes, share: np.ndarray, point: dict[str, Any]) -> None:
     style(axes)
     rows = point["by_hardness"]
-    axes.bar(
-        range(1, len(rows) + 1), [row["macs_share"] for row in rows], color=PALE, edgecolor=GREY
-    )
+    means = [row["macs_share"] for row in rows]
+    axes.plot(range(1, len(rows) + 1), means, "o-", color=BLUE)
+    # On the scale on which images differ, or nearly equal means would look different.
+    low, high = np.quantile(share, (0.05, 0.95))
+    if low < high:
+        axes.set_ylim(min(low, *means), max(high, *means))
+    axes.set_xticks(range(1, len(rows) + 1))
     rho = point["rank_correlation"]
     told = "" if rho["rho"] is None else f"\nrank correlation {rho['rho']:.2f}"
     axes.set_xlabel(f"fifths of the test images, easy to hard for the backbone{told}")
     axes.set_ylabel("multiply-accumulates")
-    low = min(row["macs_share"] for row in rows)
-    axes.set_ylim(0.8 * low, None)
 
 
 def ends(found: dict[str, Any], images: Any, pictures: np.ndarray) -> Figure:

@@ -127,6 +127,15 @@ def test_every_system_is_trained_and_told_of(finished, system):
     )
 
 
+def test_hard_images_are_drawn_on_the_scale_of_all(finished):
+    found, workdir = finished("c")
+    images = np.load(workdir / "images.npz")
+    hard = runtime_plots.draw(found, images).axes[3]
+    low, high = np.quantile(images["share"][runtime_plots.middle(found)], (0.05, 0.95))
+    assert low < high
+    assert hard.get_ylim()[0] <= low < high <= hard.get_ylim()[1]
+
+
 def test_a_run_that_stops_ends_as_one_that_does_not(finished, backbones, tmp_path):
     whole, straight = finished("rnp")
     config = settings(backbones["tiny"], stop_after=5)
