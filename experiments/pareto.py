@@ -1,8 +1,10 @@
 """Accuracy against cost: one point a table row, one line a method."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +23,12 @@ COLOURS = {
     "random": PURPLE,
     "dce": ORANGE,
 }
+_MARKERS = "o^sDvP"
+_ALONG = frozenset({"macs", "widths", "target", "epochs", "steps", "commit_step"})
+"""Settings in which points of one line may differ: how large, and for how long."""
+
+Look: TypeAlias = tuple[str, str]
+"""Colour and marker."""
 _COSTS = (
     ("macs_compact", "MACs of the compact model, forward, one example"),
     ("train_macs", "MACs of the whole training"),
@@ -31,7 +39,8 @@ def pareto(results: Sequence[Result]) -> Figure:
     """Test accuracy against inference MACs and against training MACs.
 
     Runs that differ in their seed alone are one point: mean, and sample standard deviation as a
-    bar. Points of one network and method are joined by a line over the keeps.
+    bar. Points of one network and method are joined by a line over the budgets; other settings in
+    which they differ make lines of their own.
 
     Args:
       results: objects with the keys of `result.json`.
@@ -44,19 +53,16 @@ def pareto(results: Sequence[Result]) -> Figure:
     """
     if not results:
         raise ValueError("no results to draw: give at least one result.json")
-    lines: dict[tuple[str, str, str], list[list[Result]]] = {}
-    for runs in pooling.group(results):
-        first = runs[0]
-        key = (first["dataset"], first["network"], first["method"])
-        lines.setdefault(key, []).append(runs)
-    several = len({(dataset, network) for dataset, network, _ in lines}) > 1
+    lines = _lines(results)
+    looks = _looks([line.method for line in lines])
+    several = len({(line.dataset, line.network) for line in lines}) > 1
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS, strict=True):
-        for place, (name, groups) in enumerate(lines.items()):
+        for place, (line, look) in enumerate(zip(lines, looks, strict=True)):
             # Methods of one budget cost the same: a few points apart, their bars stay legible.
             shift = ScaledTranslation(5 / 72 * (place - len(lines) / 2), 0, figure.dpi_scale_trans)
-            _line(axes, name, groups, cost, several=several, shift=shift)
+            _draw(axes, line, cost, look=look, several=several, shift=shift)
         style(axes).set_xlabel(label, fontsize=10)
         axes.set_xlim(0, 1.08 * max(run[cost] for run in results))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -72,24 +78,59 @@ def pareto(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _line(
-    axes: Axes,
-    name: tuple[str, str, str],
-    groups: Sequence[Sequence[Result]],
-    cost: str,
-    *,
-    several: bool,
-    shift: Transform,
+class Line(NamedTuple):
+    """Rows of a table that are joined.
+
+    Attributes:
+      dataset: of all of them.
+      network: of all of them.
+      method: of all of them.
+      settings: as text, those in which another line of the method differs; '' for none.
+      groups: the rows.
+    """
+
+    dataset: str
+    network: str
+    method: str
+    settings: str
+    groups: list[list[Result]]
+
+
+def _lines(results: Sequence[Result]) -> list[Line]:
+    groups = pooling.group(results)
+    found: dict[tuple[str, str, str, str], list[list[Result]]] = {}
+    for runs, settings in zip(groups, pooling.apart(groups, any_keep=True), strict=True):
+        first, own = runs[0], {k: v for k, v in settings.items() if k not in _ALONG}
+        key = (first["dataset"], first["network"], first["method"], pooling.words(own))
+        found.setdefault(key, []).append(runs)
+    return [Line(*key, rows) for key, rows in found.items()]
+
+
+def _looks(methods: Sequence[str]) -> list[Look]:
+    """A look for each line: the first of a known method has its colour, others what is left."""
+    looks: list[Look | None] = [
+        (COLOURS[method], _MARKERS[0])
+        if method in COLOURS and method not in methods[:place]
+        else None
+        for place, method in enumerate(methods)
+    ]
+    every = ((colour, marker) for marker in _MARKERS for colour in COLOURS.values())
+    free = itertools.cycle([look for look in every if look not in looks])
+    return [look or next(free) for look in looks]
+
+
+def _draw(
+    axes: Axes, line: Line, cost: str, *, look: Look, several: bool, shift: Transform
 ) -> None:
-    dataset, network, method = name
-    accuracies = [_mean_and_spread(runs) for runs in groups]
+    accuracies = [_mean_and_spread(runs) for runs in line.groups]
+    place = f"{line.network} on {line.dataset}" if several else ""
     axes.errorbar(
-        [statistics.fmean(run[cost] for run in runs) for runs in groups],
+        [statistics.fmean(run[cost] for run in runs) for runs in line.groups],
         [mean for mean, _ in accuracies],
         yerr=[spread for _, spread in accuracies],
-        color=COLOURS.get(method, BLUE),
-        label=f"{method}, {network} on {dataset}" if several else method,
-        marker="o",
+        color=look[0],
+        label=", ".join(filter(None, (line.method, line.settings, place))),
+        marker=look[1],
         markersize=5,
         linewidth=1.2,
         capsize=3,

@@ -11,6 +11,9 @@ METHODS = ("dense", *pruners.METHODS, "scratch", "subset", "random", "dce")
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
 
 
+_NAME = ("dataset", "network", "method")
+
+
 def _asked(result: Result) -> float:
     """The keep that was asked for; a dense run keeps everything, whatever its config says."""
     if result["method"] == "dense":
@@ -70,12 +73,21 @@ def group(results: Sequence[Result]) -> list[list[Result]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def apart(groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
-    """For each row: the settings, by name, in which it differs from rows of the same name."""
+def apart(groups: Sequence[Sequence[Result]], *, any_keep: bool = False) -> list[dict[str, Any]]:
+    """For each row: the settings, by name, in which it differs from rows of the same name.
+
+    Args:
+      groups: rows.
+      any_keep: whether rows of other keeps count as of the same name.
+    """
+
+    def name(result: Result) -> tuple[Any, ...]:
+        return tuple(result[key] for key in _NAME) if any_keep else _order(result)
+
     found = []
     for runs in groups:
         own = _settings(runs[0])
-        rivals = [_settings(g[0]) for g in groups if _order(g[0]) == _order(runs[0])]
+        rivals = [_settings(g[0]) for g in groups if name(g[0]) == name(runs[0])]
         names = sorted({k for r in rivals for k in own.keys() & r if repr(r[k]) != repr(own[k])})
         found.append({name: own[name] for name in names})
     return found

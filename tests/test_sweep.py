@@ -214,6 +214,28 @@ def test_picture_has_a_point_per_row_with_its_spread():
         pareto.pareto([])
 
 
+def test_lines_of_one_method_are_told_apart_by_settings_other_than_the_budget():
+    def run(keep, **settings):
+        own = {"method": "dce", "seed": 0, "macs": keep, "epochs": 10 / keep, **settings}
+        return fixture.result(keep=keep, config=own)
+
+    rows = [run(keep, alpha=alpha) for keep in (0.25, 0.5) for alpha in (0.1, 0.2)]
+    lines = pareto.pareto([*rows, run(0.75, alpha=0.1)]).axes[0].containers
+    lengths = {line.get_label(): len(line.lines[0].get_xdata()) for line in lines}
+    assert lengths == {"dce, alpha=0.1": 3, "dce, alpha=0.2": 2}
+
+
+def test_no_two_lines_look_alike():
+    methods = ["dense", "taylor", "fisher", "l1", "compensated", "scratch", "dce", "dce", "dce"]
+    looks = pareto._looks(methods)
+    assert len(set(looks)) == len(methods)
+    assert [looks[place][0] for place in (0, 5, 6)] == [
+        pareto.COLOURS[name] for name in ("dense", "scratch", "dce")
+    ]
+    assert {looks[place][1] for place in (0, 5, 6)} == {"o"}
+    assert len(pareto._looks(["taylor"] * 50)) == 50
+
+
 def test_picture_leaves_out_an_accuracy_that_is_not_a_number():
     results = [fixture.result(), fixture.result(keep=0.25, test_accuracy=math.nan)]
     low, high = pareto.pareto(results).axes[0].get_ylim()
