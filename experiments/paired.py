@@ -4,8 +4,9 @@ r"""Paired comparisons: one table row minus another, seed by seed.
     python -m experiments.paired runs/ --method scratch --json differences.json
 
 Two runs of one seed see the same images in the same order, so luck that both share cancels in
-their difference. Each line of the table is a row of the subject (`--method`, dce by default) minus
-another row of the same data set and network:
+their difference. Each line of the table is a row of the subject (`--method`; else dce, or where
+there is none the method that comes last in a table) minus another row of the same data set and
+network:
 
   pairs       seeds that both rows have; runs of other seeds are left out
   difference  mean over the pairs, in points of test accuracy: above 0 the subject is better; in
@@ -29,11 +30,13 @@ from experiments import pairs, pooling, records
 from experiments.pairs import Comparison, Row
 from experiments.summary import markdown
 
-METHOD = "dce"
-HEADING = (
-    f"`{METHOD}` minus each other row, seed by seed, in points of test accuracy; MACs of both "
-    "trainings as a ratio:"
-)
+
+def heading(method: str) -> str:
+    """What stands above the table of a subject."""
+    return (
+        f"`{method}` minus each other row, seed by seed, in points of test accuracy; MACs of both "
+        "trainings as a ratio:"
+    )
 
 
 def _name(row: Row) -> str:
@@ -75,8 +78,9 @@ def table(found: Sequence[Comparison]) -> str:
 
 
 def differences(paths: Sequence[Path]) -> str:
-    """The table of what files and directories hold, dce minus each other row."""
-    return table(pairs.required(records.gather(paths).results, METHOD))
+    """The table of what files and directories hold, their subject minus each other row."""
+    results = records.gather(paths).results
+    return table(pairs.required(results, pairs.subject(results)))
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "paths", nargs="+", type=Path, help="result.json files, or directories that hold them"
     )
     parser.add_argument(
-        "--method", default=METHOD, help="the subject, from which others are taken (default dce)"
+        "--method", help="the subject, from which others are taken (default dce, or the last)"
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the comparisons as a JSON list"
@@ -118,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = _arguments(argv)
     try:
-        found = pairs.required(records.gather(arguments.paths).results, arguments.method)
+        results = records.gather(arguments.paths).results
+        found = pairs.required(results, arguments.method or pairs.subject(results))
         if arguments.json is not None:
             text = json.dumps([plain(one) for one in found], indent=1, allow_nan=False)
             arguments.json.write_text(text + "\n", encoding="utf-8")

@@ -108,6 +108,12 @@ def _row(runs: Sequence[Result], settings: dict[str, Any]) -> Row:
     return Row(runs[0]["method"], statistics.fmean(run["keep"] for run in runs), settings)
 
 
+def subject(results: Sequence[Result]) -> str:
+    """Whose rows others are taken from: the last known method of a table, so dce where it is."""
+    known = {run["method"] for run in results}.intersection(pooling.METHODS)
+    return max(known, key=pooling.METHODS.index, default=pooling.METHODS[-1])
+
+
 def comparisons(results: Sequence[Result], method: str) -> list[Comparison]:
     """Every row of a method minus every other row of its data set and network.
 

@@ -5,7 +5,8 @@ r"""A sweep: every method, keep, seed and network of a table, one training run e
 
 Runs what is missing in OUT, one JSON file per run, and goes on where it was stopped: a finished run
 is not run again, a killed one continues from its last checkpoint. Ends with `table.md` (all rows,
-then dce minus each rival, seed by seed) and `pareto.png`, over everything that OUT holds.
+then dce, or else the last method, minus each rival, seed by seed) and `pareto.png`, over everything
+that OUT holds.
 """
 
 import argparse
@@ -67,9 +68,10 @@ def collect(out: Path, finished: workers.Job) -> None:
 
 
 def text(results: Sequence[Result]) -> str:
-    """The table of results and, where rows share seeds, dce minus each other row."""
-    found = pairs.comparisons(results, paired.METHOD)
-    below = [paired.HEADING, paired.table(found)] if found else []
+    """The table of results and, where rows share seeds, its subject minus each other row."""
+    subject = pairs.subject(results)
+    found = pairs.comparisons(results, subject)
+    below = [paired.heading(subject), paired.table(found)] if found else []
     return "\n\n".join([tables.result_table(results), *below])
 
 

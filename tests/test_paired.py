@@ -76,6 +76,24 @@ def test_every_other_row_of_the_same_task_is_taken_from_each_row_of_the_subject(
     assert (difference, ratio) == ("-23.00 (one pair: no interval)", "0.300")
 
 
+def test_the_subject_is_dce_or_the_last_method_of_a_table():
+    for methods, subject in [
+        (["dce", "dense", "taylor"], "dce"),
+        (["compensated", "dense", "l1"], "compensated"),
+        (["dense", "own"], "dense"),  # of methods that a table does not know nothing is claimed
+        ([], "dce"),
+    ]:
+        assert pairs.subject([fixture.result(method=method) for method in methods]) == subject
+
+
+def test_a_table_without_dce_compares_its_last_method(tmp_path, capsys):
+    results = [*rows("l1", {0: 0.8, 1: 0.7}), *rows("compensated", {0: 0.9, 1: 0.9})]
+    assert paired.main(save(tmp_path, results)) == 0
+    assert "| compensated 0.5 | l1 0.5 |" in capsys.readouterr().out
+    assert paired.main([*save(tmp_path, results), "--method", "l1"]) == 0
+    assert "| l1 0.5 | compensated 0.5 |" in capsys.readouterr().out
+
+
 def test_equal_differences_have_an_interval_of_no_width():
     row, minus = rows("dce", {0: 0.5, 1: 0.75}), rows("scratch", {0: 0.5, 1: 0.75})
     assert pairs.compare(row, minus).interval == (0.0, 0.0)

@@ -188,7 +188,9 @@ def test_the_table_is_followed_by_differences_where_rows_share_seeds():
     ]
     above, heading, below = sweep.text(rows).split("\n\n")
     assert above.startswith("| data set") and above.count("\n") == 3
-    assert heading == paired.HEADING and below == paired.table(pairs.comparisons(rows, "dce"))
+    assert heading == paired.heading("dce") and below == paired.table(
+        pairs.comparisons(rows, "dce")
+    )
     assert "\n\n" not in sweep.text(rows[:2])
 
 
