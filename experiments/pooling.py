@@ -9,9 +9,7 @@ from experiments.summary import Result
 METHODS = ("dense", *pruners.METHODS, "scratch", "subset", "random", "dce")
 # Fields that name a run or a place and do not change what is trained, or that have columns.
 NOT_SETTINGS = frozenset({"seed", "workdir", "data_dir", "method", "network", "dataset", "keep"})
-
-
-_NAME = ("dataset", "network", "method")
+_NAME = ("dataset", "network", "method")  # what rows of any keep are called by
 
 
 def _asked(result: Result) -> float:
