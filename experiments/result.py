@@ -168,6 +168,7 @@ def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
         "host_ms_median": by_phase("host_ms"),
         "data_wait_ms_median": by_phase("data_wait_ms"),
         "between_ms_median": by_phase("between_ms"),
+        "train_s": watch.train_seconds(lines),
         "compile_s": sum(facts.seconds for facts in programs.facts.values()),
         "peak_bytes": max(peaks, default=None),
         "compilations": dict(sorted(programs.counts.items())),

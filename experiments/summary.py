@@ -28,6 +28,11 @@ def percent(value: float | None, digits: int = 2) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f} %"
 
 
+def minutes(seconds: float) -> str:
+    """Seconds as minutes: 754.2 -> '12.6 min'."""
+    return f"{seconds / 60:.1f} min"
+
+
 def spread(values: Sequence[float]) -> float:
     """Sample standard deviation; 0 for one value, NaN if one of several is NaN."""
     if len(values) == 1:
@@ -84,6 +89,12 @@ def host(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+def wall(result: Result) -> list[tuple[str, str, str]]:
+    """What training took on the clock (`experiments.watch`), where a result tells."""
+    seconds = result.get("train_s")
+    return [] if seconds is None else [("training, wall clock", minutes(seconds), NONE)]
+
+
 def summary(result: Result) -> list[tuple[str, str, str]]:
     """The figures of one run: (quantity, compact or this run, full width or dense)."""
     times = dict(zip(("exploring", "committed"), step_ms(result), strict=True))
@@ -104,6 +115,7 @@ def summary(result: Result) -> list[tuple[str, str, str]]:
         ),
         *host(result),
         ("memory of the largest step", NONE if peak is None else f"{peak / MIB:.1f} MiB", NONE),
+        *wall(result),
         ("time to compile", NONE if seconds is None else f"{seconds:.1f} s", NONE),
         (
             "compilations",

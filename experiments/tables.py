@@ -59,7 +59,12 @@ def _average(values: Sequence[float | None], pattern: str = "{:.1f}") -> str:
     return pattern.format(statistics.fmean(known)) if known else NONE
 
 
-def _result_row(runs: Sequence[Result]) -> list[str]:
+def _minutes(runs: Sequence[Result]) -> str:
+    known = [run["train_s"] / 60 for run in runs if run.get("train_s") is not None]
+    return _average(known)
+
+
+def _result_row(runs: Sequence[Result], *, timed: bool) -> list[str]:
     first = runs[0]
     explore, commit = zip(*(step_ms(run) for run in runs), strict=True)
     peak = [None if run["peak_bytes"] is None else run["peak_bytes"] / MIB for run in runs]
@@ -73,6 +78,7 @@ def _result_row(runs: Sequence[Result]) -> list[str]:
         si(statistics.fmean(run["params_compact"] for run in runs)),
         si(statistics.fmean(run["macs_compact"] for run in runs)),
         _average([run["train_macs"] / run["train_macs_dense"] for run in runs], "{:.3f}"),
+        *([_minutes(runs)] if timed else []),
         f"{_average(explore)} / {_average(commit)}",
         _average(peak),
     ]
@@ -95,13 +101,15 @@ def result_table(results: Sequence[Result]) -> str:
     """
     if not results:
         raise ValueError("no results to tabulate: give at least one result.json")
-    groups = pooling.group(results)
+    groups, timed = pooling.group(results), any(run.get("train_s") for run in results)
     heads = [
         *("data set", "network", "method", "keep", "test accuracy (n seeds)"),
         *("without recalibration", "parameters", "MACs", "train MACs / dense"),
+        *(("training, minutes",) if timed else ()),
         *("step ms, explore / commit", "peak MiB"),
     ]
-    rows, notes = [_result_row(runs) for runs in groups], pooling.differences(groups)
+    rows = [_result_row(runs, timed=timed) for runs in groups]
+    notes = pooling.differences(groups)
     if any(notes):
         heads.insert(4, "settings")
         rows = [[*row[:4], note or NONE, *row[4:]] for row, note in zip(rows, notes, strict=True)]

@@ -116,6 +116,25 @@ def timed_block(
     }
 
 
+def train_seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """Wall seconds from a run's first step to its last: what training takes beside the steps too.
+
+    Compiling, planning, rounds of pruning, searches and checkpoints lie in blocks or between them.
+    What a process does before its first block (start, images) and after the last one (recalibration
+    and evaluation) does not count; nor what a killed run lost, since its lines are cut off.
+
+    Args:
+      lines: every block's line of metrics, in order.
+    """
+    return (
+        sum(
+            line["steps"] * (line["ms_per_step"] + (line.get("between_ms") or 0.0))
+            for line in lines
+        )
+        / 1e3
+    )
+
+
 def median(lines: Sequence[dict[str, Any]], key: str) -> float | None:
     """The median of a time over blocks, or None where no block knows it."""
     known = [line[key] for line in lines if line.get(key) is not None]

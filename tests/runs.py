@@ -20,7 +20,7 @@ from dce_jax.networks import VGG
 from experiments import config, data, setup, train, watch
 
 TIMES = (
-    *("ms_per_step", "compile_s", "step_ms_median", "peak_bytes", "host_ms_median"),
+    *("ms_per_step", "train_s", "compile_s", "step_ms_median", "peak_bytes", "host_ms_median"),
     *("data_wait_ms_median", "between_ms_median", "profiled", *watch.KEYS),
 )
 """What may differ between two runs of one config."""

@@ -78,6 +78,14 @@ def test_result_table_shows_missing_figures_as_dashes():
     assert cells(tables.result_table([run | {"keep_requested": None}]))[2][-2:] == ["- / 3.0", "-"]
 
 
+def test_result_table_has_minutes_where_a_result_knows_them():
+    known, unknown = fixture.result(train_s=150.0), fixture.result(method="scratch")
+    assert "training, minutes" not in tables.result_table([unknown])
+    heads, _, *rows = cells(tables.result_table([known, unknown]))
+    column = heads.index("training, minutes")
+    assert sorted(row[column] for row in rows) == ["-", "2.5"]
+
+
 def test_result_table_says_where_an_accuracy_is_not_a_number():
     runs = [fixture.result(test_accuracy=math.nan), fixture.result(seed=1)]
     assert "| nan ± nan % (2) | 95.00 ± 0.00 % |" in tables.result_table(runs)

@@ -42,7 +42,7 @@ def weights(workdir, name="compact_raw"):
 def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     found, workdir = lab.run(method=method)
     assert found == json.loads((workdir / "result.json").read_text())
-    more = {"notes", "command", "plans", "effective_rank"}
+    more = {"notes", "command", "plans", "effective_rank", "train_s"}
     times = {"host_ms_median", "data_wait_ms_median", "between_ms_median"}
     assert set(found) == {*RESULT_KEYS, *more, *times}
     assert all(1 / width <= found["effective_rank"][g] <= 1 for g, width in found["widths"].items())
@@ -64,7 +64,7 @@ def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
         assert 0 <= found[name] <= 1
         assert found[name] * 20 == round(found[name] * 20)  # of 20 test images
     assert found["test_accuracy_full"] is None
-    assert found["compile_s"] > 0
+    assert found["train_s"] > found["compile_s"] > 0
     assert found["peak_bytes"] > 0
     assert set(found["step_ms_median"]) == {"explore", "commit"}
     assert set(found["versions"]) == {"python", "jax", "jaxlib", "flax", "optax", "numpy"}

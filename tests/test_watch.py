@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import runs
 
 from experiments import journal, result, summary, train, watch
 from experiments.watch import Marks
@@ -64,6 +65,22 @@ def test_lines_of_an_earlier_version_have_no_times(tmp_path):
     times = result._timings(train.Programs(), tmp_path)
     assert times["step_ms_median"] == {"explore": None, "commit": 2.0}
     assert times["host_ms_median"] == {"explore": None, "commit": None}
+
+
+def test_training_takes_its_blocks_and_what_lies_between_them(lines):
+    explored = 900.0 + sum(2 * ms for ms in (4.0, 5.0, 9.0)) + 4 * (80.0 + 1.0)
+    seconds = (20 * explored + 19 * (1.0 + 1.0) + 20 * 2.0) / 1e3
+    assert result._timings(train.Programs(), lines)["train_s"] == pytest.approx(seconds)
+    assert summary.wall({"train_s": 754.2}) == [("training, wall clock", "12.6 min", "-")]
+    assert summary.wall({}) == []
+
+
+def test_the_wall_clock_of_a_run_holds_its_training(lab):
+    begun = time.perf_counter()
+    found, workdir = lab.run(method="l1", seed=3)
+    took = time.perf_counter() - begun
+    steps = sum(x["steps"] * x["ms_per_step"] for x in runs.lines(workdir / "metrics.jsonl")) / 1e3
+    assert steps < found["train_s"] < took  # a round of pruning lies between two blocks
 
 
 def test_the_table_shows_them_and_results_without_them_have_no_rows():
