@@ -21,7 +21,7 @@ from experiments import plans, rounds, scoring
 from experiments.programs import Programs, call
 from experiments.ranking import final_score
 from experiments.rounds import Pruning
-from experiments.setup import Run, initial_variables, model_state, train_key
+from experiments.setup import Run, beginning, model_state, train_key
 
 EXPLORE, PRUNE, COMMIT, TRAIN = "explore", "prune", "commit", "train"
 
@@ -74,9 +74,7 @@ def start(run: Run) -> Progress:
     """The state before the first step."""
     if run.pace is not None:
         return rounds.start(run)
-    method = run.config.method
-    module = run.thin if method == "scratch" else run.module
-    variables = initial_variables(module, run.data, run.config)
+    method, variables = run.config.method, beginning(run)
     key = train_key(run.config.seed)
     loop = step.start(variables["params"], model_state(variables), run.tx, key)
     if method in ("dense", "scratch"):

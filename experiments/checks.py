@@ -10,6 +10,7 @@ from dce_jax import allocate, networks, saliency, scores, signals
 from dce_jax.lookups import Lookup
 from dce_jax.pruning import evolve
 from experiments import pruners
+from experiments.pruners import Pruner
 
 METHODS = ("dce", "dense", "scratch", "subset", "random", *pruners.METHODS)
 # What a training step gives away; every other signal is one of `dce_jax.signals`.
@@ -111,6 +112,22 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"{field} is {config[field]}: it must be positive")
     _check_images(config)
     _check_budget(config)
+    if config.pretrained:
+        _check_pretrained(config)
+
+
+def _check_pretrained(config: ConfigDict) -> None:
+    """Refuses what is for networks that begin anew."""
+    if config.method == "scratch":
+        raise ValueError(
+            f"pretrained is {config.pretrained!r}, but method scratch trains the narrow network "
+            "from scratch: leave pretrained out, or choose subset or a pruning method"
+        )
+    if config.init_scale != 1.0:
+        raise ValueError(
+            f"init_scale is {config.init_scale}, but the network begins with the weights of "
+            f"{config.pretrained!r}: leave one of the two out"
+        )
 
 
 def _check_images(config: ConfigDict) -> None:
@@ -151,11 +168,8 @@ def _check_budget(config: ConfigDict) -> None:
 
 def _check_pruning(config: ConfigDict) -> None:
     """Refuses what no loop of training, pruning and fine-tuning can do."""
-    if not 0.0 < config.prune_until < 1.0:
-        raise ValueError(
-            f"prune_until is {config.prune_until}: {config.method} prunes until that share of its "
-            "training MACs and tunes what is left, so it must be above 0 and below 1"
-        )
+    found = pruners.of(config)
+    _check_first_round(config, found)
     if config.multiple_of == 0:
         raise ValueError(
             f"multiple_of is 0, what this device wants, but {config.method} shrinks its network "
@@ -177,11 +191,26 @@ def _check_pruning(config: ConfigDict) -> None:
         )
     if config.method == "compensated":
         _check_search(config)
-    found = pruners.of(config)
     if found.criterion not in pruners.FREE and not (found.watch or found.scoring):
         raise ValueError(
             f"watch is 0 and scoring is {config.scoring}: there is nothing to read the criterion "
             f"{found.criterion!r} off; give one of the two, say scoring=10 batches"
+        )
+
+
+def _check_first_round(config: ConfigDict, found: Pruner) -> None:
+    """Refuses rounds outside of training; before it only a trained network can have one."""
+    if not 0.0 <= config.prune_until < 1.0:
+        raise ValueError(
+            f"prune_until is {config.prune_until}: {config.method} prunes until that share of its "
+            "training MACs and tunes what is left, so it must be at least 0 and below 1"
+        )
+    if config.prune_until == 0.0 and (not config.pretrained or found.rounds > 1 or found.watch):
+        begins = repr(config.pretrained) if config.pretrained else "an untrained network"
+        raise ValueError(
+            f"prune_until is 0, before the first step, but {config.method} begins with {begins}, "
+            f"has {found.rounds} rounds and watches {found.watch} steps: give it a pretrained "
+            "network, rounds=1 and scoring instead of watch, or a prune_until above 0"
         )
 
 

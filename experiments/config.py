@@ -80,6 +80,7 @@ def defaults() -> ConfigDict:
     config.rewards = "max"  # values over their group's max, or ranks in the group: max | rank
     config.final = "best"  # which channels the commit keeps: best | and as controls: random | worst
     config.init_scale = 1.0  # multiplies every initial kernel
+    config.pretrained = ""  # workdir of a finished dense run to begin with; {seed}: this run's seed
     config.epochs = 20.0
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.batch_size = 32

@@ -129,7 +129,7 @@ def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widt
     ends, spent, done, points = [], 0.0, 0, []
     for number, share in enumerate(_shares(pace.pruner.rounds, config)):
         each = _step_macs(config, macs, number)
-        steps = max(1, round((share * budget - spent) / each))
+        steps = max(1, round((share * budget - spent) / each)) if share else 0
         done += steps
         spent += steps * each + _round_macs(pace, steps, macs[number])
         spent += 0 if number else pace.searches * macs[0]

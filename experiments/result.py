@@ -18,6 +18,7 @@ from experiments import (
     lengths,
     machine,
     plans,
+    pretrained,
     redundancy,
     round_facts,
     scoring,
@@ -64,8 +65,9 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         "test_accuracy_raw": evaluate.accuracy(trained, raw, run.data),
         "test_accuracy_full": full_accuracy,
         **_costs(run),
+        **({"pretrained": pretrained.facts(run.pretrained)} if run.pretrained else {}),
         "effective_rank": redundancy.shares(raw["params"], maps.producers(run.channels)),
-        **_timings(programs, workdir),
+        **_timings(programs, workdir, pretrained.train_seconds(run.pretrained)),
         "device": machine.device(run.placement.devices),
         "versions": machine.versions(),
         "notes": [*run.data.notes, *warnings(run.budget, run.config.dtype)],
@@ -140,13 +142,14 @@ def _costs(run: Run) -> dict[str, Any]:
         + recalibrated * batch * macs_compact
         + scoring.macs(run, macs_full)
         + scoring.reward_macs(run)
-        + round_facts.extra_macs(run),
+        + round_facts.extra_macs(run)
+        + pretrained.train_macs(run.pretrained),
         # Of the steps that the config names: a run that explores wide takes fewer, for its MACs.
         "train_macs_dense": (3 * nominal + recalibrated) * batch * macs_full,
     }
 
 
-def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
+def _timings(programs: Programs, workdir: Path, before: float | None = 0.0) -> dict[str, Any]:
     lines = read_lines(workdir / "metrics.jsonl")
     steady = [
         line
@@ -168,7 +171,7 @@ def _timings(programs: Programs, workdir: Path) -> dict[str, Any]:
         "host_ms_median": by_phase("host_ms"),
         "data_wait_ms_median": by_phase("data_wait_ms"),
         "between_ms_median": by_phase("between_ms"),
-        "train_s": watch.train_seconds(lines),
+        "train_s": None if before is None else before + watch.train_seconds(lines),
         "compile_s": sum(facts.seconds for facts in programs.facts.values()),
         "peak_bytes": max(peaks, default=None),
         "compilations": dict(sorted(programs.counts.items())),

@@ -21,6 +21,7 @@ from experiments.programs import Programs
 from experiments.ranking import make_signal
 from experiments.setup import (
     Run,
+    beginning,
     initial_variables,
     loss_of,
     model_state,
@@ -60,17 +61,17 @@ def pace_of(run: Run) -> Pace:
 
 def start(run: Run) -> Pruning:
     """The dense network before its first step."""
-    return _at_widths(run, teacher={})
+    return _beginning(run, beginning(run), teacher={})
 
 
 def template(run: Run) -> Pruning:
     """Shapes of the state at the present budget, to restore a checkpoint into."""
     taught = run.shapes if _teaching(run) else {}
-    return jax.eval_shape(partial(_at_widths, run), teacher=taught)
+    shapes = jax.eval_shape(lambda: initial_variables(run.thin, run.data, run.config))
+    return jax.eval_shape(partial(_beginning, run), shapes, teacher=taught)
 
 
-def _at_widths(run: Run, teacher: PyTree) -> Pruning:
-    variables = initial_variables(run.thin, run.data, run.config)
+def _beginning(run: Run, variables: PyTree, teacher: PyTree) -> Pruning:
     key = train_key(run.config.seed)
     loop = step.start(variables["params"], model_state(variables), run.tx, key)
     return _unseen(run, loop, pruning.whole(run.budget.compact), teacher)

@@ -22,6 +22,7 @@ from experiments import (
     lengths,
     optimizers,
     pacing,
+    pretrained,
     pruners,
     ranking,
     slimming,
@@ -31,6 +32,7 @@ from experiments.dataset import DataSet
 from experiments.pacing import Pace
 from experiments.pipeline import Source
 from experiments.placement import Placement
+from experiments.pretrained import Pretrained
 from experiments.sources import open_source
 
 
@@ -58,6 +60,7 @@ class Run(NamedTuple):
       placement: where its arrays lie.
       pace: of a pruning run, else None.
       latents: that compensate a global ranking of layers; None: nothing does, or not yet.
+      pretrained: the trained network that it begins with, or None.
     """
 
     config: ConfigDict
@@ -80,6 +83,7 @@ class Run(NamedTuple):
     placement: Placement
     pace: Pace | None
     latents: Latents | None
+    pretrained: Pretrained | None
 
 
 def build(config: ConfigDict, data: DataSet) -> Run:
@@ -156,6 +160,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         placement=placement,
         pace=pace,
         latents=latent_files.given(config, criterion, channels),
+        pretrained=pretrained.given(config, module, shapes),
     )
 
 
@@ -237,6 +242,15 @@ def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> P
         return {**variables, "params": params}
 
     return jax.jit(init)(init_key(config.seed))
+
+
+def beginning(run: Run) -> PyTree:
+    """Collections that a run begins with: at full width, but for ``scratch``."""
+    if run.pretrained is not None:
+        # Copies: the first step donates what it is given.
+        return jax.tree.map(jnp.array, run.pretrained.variables)
+    module = run.thin if run.config.method == "scratch" else run.module
+    return initial_variables(module, run.data, run.config)
 
 
 def init_key(seed: int) -> Array:

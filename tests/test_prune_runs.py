@@ -330,7 +330,10 @@ def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
     ("changes", "message"),
     [
         ({"method": "slimming", "prune_until": 1.0}, "prune_until is 1.0: slimming prunes until"),
-        ({"prune_until": 0.0}, "prune_until is 0.0: taylor"),
+        (
+            {"prune_until": 0.0},
+            "prune_until is 0, before the first step, but taylor begins with an",
+        ),
         ({"multiple_of": 0}, "multiple_of is 0, what this device wants, but taylor shrinks"),
         ({"prune_dense": 1.5}, "prune_dense is 1.5: it is a share of the time, 0 to 1"),
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
