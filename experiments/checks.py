@@ -1,52 +1,13 @@
 """Values of a config that no run can have, refused before anything is loaded or compiled."""
 
-import difflib
 import math
-from typing import get_args
 
 from ml_collections import ConfigDict
 
-from dce_jax import allocate, networks, saliency, scores, signals
-from dce_jax.lookups import Lookup
-from dce_jax.pruning import evolve
-from experiments import pruners
-from experiments.pruners import Pruner
+from dce_jax import networks, signals
+from experiments import pruners, pruning_checks
+from experiments.choices import CHOICES, SIGNALS, one_of
 
-METHODS = ("dce", "dense", "scratch", "subset", "random", *pruners.METHODS)
-# What a training step gives away; every other signal is one of `dce_jax.signals`.
-SIGNALS = (
-    "norm_taylor",
-    "gate_taylor",
-    "batch_gate_taylor",
-    "fisher",
-    "weight_l1",
-    "weight_l2",
-    "weight_sqr",
-    "norm_scale",
-)
-SCALES = {
-    "max": allocate.by_max,
-    "l2": allocate.by_l2,
-    "mean": allocate.by_mean,
-    "none": allocate.as_they_are,
-}
-REWARDS = {"max": saliency.to_unit, "rank": saliency.to_ranks}
-TARGETS = ("macs", "params")
-FINAL = {"best": scores.best, "random": scores.random, "worst": scores.worst}
-
-_CHOICES = {
-    "method": METHODS,
-    "dtype": ("float32", "bfloat16"),
-    "allocation": ("uniform", "global"),
-    "scale": tuple(SCALES),
-    "target": TARGETS,
-    "rewards": tuple(REWARDS),
-    "final": tuple(FINAL),
-    "rate_over": ("steps", "macs"),
-    "lookup": get_args(Lookup),
-    "scan": ("auto", "on", "off"),
-    "sharding": ("replicated", "sharded"),
-}
 _SMALLEST = {
     "batch_size": 1,
     "select_every": 1,
@@ -88,8 +49,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       ValueError: naming field, value, limit and, for names, the nearest known one.
     """
-    for field, known in {"network": tuple(networks.NETWORKS), **_CHOICES}.items():
-        _one_of(field, config[field], known)
+    for field, known in {"network": tuple(networks.NETWORKS), **CHOICES}.items():
+        one_of(field, config[field], known)
     signals.check_name(config.signal, also=SIGNALS)
     for field, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -161,94 +122,9 @@ def _check_budget(config: ConfigDict) -> None:
     if config.grow < 1.0 and config.method in ("dce", "random"):
         _check_growth(config)
     if pruners.prunes(config):
-        _check_pruning(config)
+        pruning_checks.check(config)
     if config.latents:
-        _check_latents(config)
-
-
-def _check_pruning(config: ConfigDict) -> None:
-    """Refuses what no loop of training, pruning and fine-tuning can do."""
-    found = pruners.of(config)
-    _check_first_round(config, found)
-    if config.multiple_of == 0:
-        raise ValueError(
-            f"multiple_of is 0, what this device wants, but {config.method} shrinks its network "
-            "round by round: give the multiple as a number (docs/hardware.md)"
-        )
-    if config.criterion is not None:
-        signals.check_name(config.criterion, also=SIGNALS)
-    if config.prune_allocation is not None:
-        _one_of("prune_allocation", config.prune_allocation, ("global", "uniform"))
-    if config.widths and config.prune_allocation:
-        raise ValueError(
-            f"prune_allocation is {config.prune_allocation}, but widths are given, which say what "
-            "every group keeps: leave one of the two out"
-        )
-    if config.per_cost and config.penalty:
-        raise ValueError(
-            f"per_cost ranks by saliency per cost, which needs no penalty, but penalty is "
-            f"{config.penalty}: leave one of the two out"
-        )
-    if config.method == "compensated":
-        _check_search(config)
-    if found.criterion not in pruners.FREE and not (found.watch or found.scoring):
-        raise ValueError(
-            f"watch is 0 and scoring is {config.scoring}: there is nothing to read the criterion "
-            f"{found.criterion!r} off; give one of the two, say scoring=10 batches"
-        )
-
-
-def _check_first_round(config: ConfigDict, found: Pruner) -> None:
-    """Refuses rounds outside of training; before it only a trained network can have one."""
-    if not 0.0 <= config.prune_until < 1.0:
-        raise ValueError(
-            f"prune_until is {config.prune_until}: {config.method} prunes until that share of its "
-            "training MACs and tunes what is left, so it must be at least 0 and below 1"
-        )
-    if config.prune_until == 0.0 and (not config.pretrained or found.rounds > 1 or found.watch):
-        begins = repr(config.pretrained) if config.pretrained else "an untrained network"
-        raise ValueError(
-            f"prune_until is 0, before the first step, but {config.method} begins with {begins}, "
-            f"has {found.rounds} rounds and watches {found.watch} steps: give it a pretrained "
-            "network, rounds=1 and scoring instead of watch, or a prune_until above 0"
-        )
-
-
-def _check_search(config: ConfigDict) -> None:
-    """Refuses what no search of layer latents can do."""
-    if config.widths or config.prune_allocation == "uniform":
-        given = "widths are given" if config.widths else "prune_allocation is uniform"
-        raise ValueError(
-            f"method {config.method} ranks all layers together, but {given}: leave it out, or "
-            "choose method l1"
-        )
-    if not pruners.of(config).searches:
-        return
-    if config.search_examples < config.batch_size:
-        raise ValueError(
-            f"search_examples is {config.search_examples}: the validation split that a search "
-            f"judges by would be empty; it holds whole batches of {config.batch_size} training "
-            "images, so give more, or a file of learned latents"
-        )
-    evolve.check(pruners.rules(config))
-
-
-def _check_latents(config: ConfigDict) -> None:
-    """Refuses learned latents where nothing ranks layers by scores that they may compensate."""
-    if config.method == "compensated":
-        return
-    if config.method not in ("dce", "random") or config.allocation != "global":
-        raise ValueError(
-            f"latents is {config.latents!r}, but method {config.method} with allocation "
-            f"{config.allocation} ranks no layers by them: they are for method compensated, and "
-            "for dce with allocation=global"
-        )
-    if config.scale != "none" or config.per_cost or not config.scoring:
-        raise ValueError(
-            f"latents is {config.latents!r}, learned for saliencies as they are, but scale is "
-            f"{config.scale}, per_cost is {config.per_cost} and scoring is {config.scoring}: set "
-            "scale=none, per_cost=False, and scoring to batches that score the whole network"
-        )
+        pruning_checks.check_latents(config)
 
 
 def _check_growth(config: ConfigDict) -> None:
@@ -268,10 +144,3 @@ def _check_growth(config: ConfigDict) -> None:
             f"grow is {config.grow} with allocation=global: channels that never executed have no "
             "mean to be compared by; give scoring, say 20 batches, or set grow to 1"
         )
-
-
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown {field} {value!r}{hint} One of {', '.join(known)}")

@@ -15,7 +15,7 @@ from dce_jax.types import Rewards
 from experiments import placement as placing
 from experiments import rounds
 from experiments.budgeting import forward_macs, macs_of, params_of, rounding
-from experiments.checks import SCALES
+from experiments.choices import SCALES
 from experiments.fields import SELECTING
 from experiments.ranking import make_signal
 from experiments.setup import Run

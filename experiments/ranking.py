@@ -17,14 +17,14 @@ from dce_jax.parts import norm_parts
 from dce_jax.step import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, ScoreFn, Signal
 from experiments import pruners
-from experiments.checks import FINAL, SIGNALS
+from experiments.choices import FINAL, SIGNALS
 
 
 def make_signal(name: str, module: nn.Module, channels: ChannelMap, budget: Budget) -> Signal:
     """A saliency signal by name: read off the training step, or by passes of its own.
 
     Args:
-      name: of `checks.SIGNALS`, which a step gives away, or any of `dce_jax.signals`.
+      name: of `choices.SIGNALS`, which a step gives away, or any of `dce_jax.signals`.
       module: the network at full width.
       channels: its channel map.
       budget: whose slabs will be judged.

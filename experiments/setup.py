@@ -17,7 +17,7 @@ from dce_jax.pruning import Latents, costs, distilled, folding
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import (
     budgeting,
-    checks,
+    choices,
     latent_files,
     lengths,
     optimizers,
@@ -131,7 +131,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         loss=loss,
         signal=ranking.make_signal(criterion, module, channels, budget),
         gate_shapes=forward.gate_shapes(thin, example),
-        unit=checks.REWARDS[config.rewards],
+        unit=choices.REWARDS[config.rewards],
         score=ranking.make_score(config, length.commit_step),
         discount=config.discount,
         batch_fn=source.batch_fn,

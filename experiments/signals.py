@@ -19,7 +19,7 @@ from pathlib import Path
 from dce_jax import signals
 from experiments import display, journal, machine, output, study, study_plots, study_tables, subject
 from experiments.arguments import portable, status
-from experiments.checks import SIGNALS
+from experiments.choices import SIGNALS
 from experiments.study import Sizes
 
 _EPILOG = """\
