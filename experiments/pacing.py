@@ -127,9 +127,10 @@ def timetable(pace: Pace, config: ConfigDict, nominal: int, known: Sequence[Widt
     macs += [_foretold(pace, config, n) for n in range(len(known), pace.pruner.rounds + 1)]
     budget = nominal * lengths.passes(config) * costs.total(pace.macs, pace.target.compact)
     ends, spent, done, points = [], 0.0, 0, []
+    least = 1 if config.prune_until else 0  # before the first step only where that is asked for
     for number, share in enumerate(_shares(pace.pruner.rounds, config)):
         each = _step_macs(config, macs, number)
-        steps = max(1, round((share * budget - spent) / each)) if share else 0
+        steps = max(least, round((share * budget - spent) / each))
         done += steps
         spent += steps * each + _round_macs(pace, steps, macs[number])
         spent += 0 if number else pace.searches * macs[0]

@@ -1,7 +1,7 @@
 """Networks that are trained already, for runs that begin with one: read, checked and paid for."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,27 +10,17 @@ from ml_collections import ConfigDict
 
 from dce_jax import compact
 from dce_jax.channels import path_names
+from dce_jax.compact import Compact
 from dce_jax.types import PyTree
 from experiments import records
+from experiments.subject import COMPACT, RESULT
+from experiments.summary import Result
 
-MODEL, RESULT = "compact", "result.json"
 _SEED = "{seed}"
 
 
-class Pretrained(NamedTuple):
-    """A finished run whose network another run begins with.
-
-    Attributes:
-      variables: its collections at full width, statistics recalibrated.
-      result: its ``result.json``.
-    """
-
-    variables: PyTree
-    result: dict[str, Any]
-
-
-def given(config: ConfigDict, module: nn.Module, shapes: PyTree) -> Pretrained | None:
-    """The trained network that a config names; None where it names none.
+def given(config: ConfigDict, module: nn.Module, shapes: PyTree) -> Result | None:
+    """The ``result.json`` of the run that a config names, its network checked; None: names none.
 
     Args:
       config: of the run.
@@ -45,21 +35,31 @@ def given(config: ConfigDict, module: nn.Module, shapes: PyTree) -> Pretrained |
         return None
     workdir = directory(config)
     result = records.read_result(workdir / RESULT)
-    _, model = compact.load(workdir / MODEL, type(module))
     if result["network"] != config.network or result["config"]["width"] != config.width:
         raise ValueError(
             f"pretrained {workdir} is a {result['network']} of width {result['config']['width']}, "
             f"this run is of {config.network}, width {config.width}: set network and width alike"
         )
-    gone = {g: f"{k} of {model.budget.full[g]}" for g, k in model.budget.compact.items()}
-    gone = {g: text for g, text in gone.items() if g in model.budget.contested}
+    model = _model(config, module)
+    full, left = model.budget.full, model.budget.compact
+    gone = {g: f"{left[g]} of {full[g]}" for g in model.budget.contested}
     if gone:
         raise ValueError(
             f"pretrained {workdir} is a compact model, with {gone} channels left: runs begin with "
             "a whole network, as --config.method=dense trains it"
         )
     _check_shapes(workdir, model.variables, shapes)
-    return Pretrained(model.variables, result)
+    return result
+
+
+def variables(config: ConfigDict, module: nn.Module) -> PyTree:
+    """Collections of the network that a config names, statistics recalibrated.
+
+    Args:
+      config: that `given` found a network for.
+      module: the network at full width.
+    """
+    return _model(config, module).variables
 
 
 def directory(config: ConfigDict) -> Path:
@@ -67,23 +67,24 @@ def directory(config: ConfigDict) -> Path:
     return Path(config.pretrained.replace(_SEED, str(config.seed)))
 
 
-def train_macs(found: Pretrained | None) -> int:
+def train_macs(found: Result | None) -> int:
     """What training it took before the run began."""
-    return 0 if found is None else int(found.result["train_macs"])
+    return 0 if found is None else int(found["train_macs"])
 
 
-def train_seconds(found: Pretrained | None) -> float | None:
+def train_seconds(found: Result | None) -> float | None:
     """Wall seconds of that training; None where an earlier version did not write them down."""
-    if found is None:
-        return 0.0
-    seconds = found.result.get("train_s")
-    return None if seconds is None else float(seconds)
+    return 0.0 if found is None else found.get("train_s")
 
 
-def facts(found: Pretrained) -> dict[str, Any]:
+def facts(found: Result) -> dict[str, Any]:
     """What a result says of the network that its run began with."""
-    kept = ("test_accuracy", "train_macs", "seed", "command")
-    return {key: found.result[key] for key in kept}
+    return {key: found[key] for key in ("test_accuracy", "train_macs", "seed", "command")}
+
+
+def _model(config: ConfigDict, module: nn.Module) -> Compact:
+    _, model = compact.load(directory(config) / COMPACT, type(module))
+    return model
 
 
 def _check_shapes(workdir: Path, variables: PyTree, shapes: PyTree) -> None:

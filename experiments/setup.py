@@ -32,8 +32,8 @@ from experiments.dataset import DataSet
 from experiments.pacing import Pace
 from experiments.pipeline import Source
 from experiments.placement import Placement
-from experiments.pretrained import Pretrained
 from experiments.sources import open_source
+from experiments.summary import Result
 
 
 class Run(NamedTuple):
@@ -60,7 +60,7 @@ class Run(NamedTuple):
       placement: where its arrays lie.
       pace: of a pruning run, else None.
       latents: that compensate a global ranking of layers; None: nothing does, or not yet.
-      pretrained: the trained network that it begins with, or None.
+      pretrained: ``result.json`` of the trained network that it begins with, or None.
     """
 
     config: ConfigDict
@@ -83,7 +83,7 @@ class Run(NamedTuple):
     placement: Placement
     pace: Pace | None
     latents: Latents | None
-    pretrained: Pretrained | None
+    pretrained: Result | None
 
 
 def build(config: ConfigDict, data: DataSet) -> Run:
@@ -247,8 +247,7 @@ def initial_variables(module: nn.Module, data: DataSet, config: ConfigDict) -> P
 def beginning(run: Run) -> PyTree:
     """Collections that a run begins with: at full width, but for ``scratch``."""
     if run.pretrained is not None:
-        # Copies: the first step donates what it is given.
-        return jax.tree.map(jnp.array, run.pretrained.variables)
+        return pretrained.variables(run.config, run.module)
     module = run.thin if run.config.method == "scratch" else run.module
     return initial_variables(module, run.data, run.config)
 

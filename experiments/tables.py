@@ -61,7 +61,8 @@ def _average(values: Sequence[float | None], pattern: str = "{:.1f}") -> str:
 
 def _minutes(runs: Sequence[Result]) -> str:
     known = [run["train_s"] / 60 for run in runs if run.get("train_s") is not None]
-    return _average(known)
+    seeds = f" ({len(known)} of {len(runs)})" if 0 < len(known) < len(runs) else ""
+    return _average(known) + seeds
 
 
 def _result_row(runs: Sequence[Result], *, timed: bool) -> list[str]:

@@ -10,6 +10,7 @@ import runs
 from safetensors.numpy import load_file
 
 from dce_jax import compact
+from dce_jax.channels import path_names
 from dce_jax.networks import VGG
 from experiments import blocks, data, pretrained, rounds, setup, train
 from experiments.rounds import Pruning
@@ -48,7 +49,7 @@ def weights(workdir):
 
 def leaves(tree):
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(pretrained.path_names(path)): np.asarray(leaf) for path, leaf in found}
+    return {"/".join(path_names(path)): np.asarray(leaf) for path, leaf in found}
 
 
 @pytest.mark.parametrize("changes", [{"method": "dense"}, L1, DCE], ids=lambda c: c["method"])
@@ -62,6 +63,12 @@ def test_the_first_state_is_the_trained_network(lab, dense, changes):
         np.testing.assert_array_equal(found[name], values, err_msg=name)
     moments = [leaf for leaf in jax.tree.leaves(loop.opt_state) if leaf.ndim]
     assert moments and not any(np.any(leaf) for leaf in moments)
+
+
+def test_a_run_holds_no_second_copy_of_the_trained_network(lab, dense):
+    run = runs.built(lab, pretrained=str(dense[1]))
+    assert run.pretrained == dense[0]
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run.pretrained))
 
 
 @pytest.mark.parametrize("changes", [L1, SLIM, TAYLOR, FOUND], ids=lambda c: c["method"])

@@ -304,6 +304,12 @@ def test_rounds_lie_where_their_shares_of_the_macs_are_spent(lab):
     assert float(ticking(table.ends[-1])) == pytest.approx(0.6 * 600, abs=3)
 
 
+def test_a_step_comes_before_the_first_round_however_small_its_share(lab):
+    for method in ("taylor", "fisher"):
+        run = runs.built(lab, **(ALL[method] | {"prune_dense": 0.0}))
+        assert run.ends[0] == 1 < run.ends[1]
+
+
 def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
     run = runs.built(lab, **TAYLOR)
     cheap = {"conv0": 1, "conv1": 2}

@@ -84,6 +84,8 @@ def test_result_table_has_minutes_where_a_result_knows_them():
     heads, _, *rows = cells(tables.result_table([known, unknown]))
     column = heads.index("training, minutes")
     assert sorted(row[column] for row in rows) == ["-", "2.5"]
+    _, _, row = cells(tables.result_table([known, fixture.result(seed=1)]))
+    assert row[column] == "2.5 (1 of 2)"
 
 
 def test_result_table_says_where_an_accuracy_is_not_a_number():
