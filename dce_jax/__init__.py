@@ -35,7 +35,8 @@ from dce_jax.channels import ChannelMap
 from dce_jax.compact import Compact
 from dce_jax.networks import gate
 from dce_jax.probe import channel_map
-from dce_jax.step import DceState, LoopState, Pieces, SlabState, pieces
+from dce_jax.step import DceState, Pieces, SlabState, pieces
+from dce_jax.training import LoopState
 from dce_jax.types import Arms, Evidence, Selection, Signal
 
 __version__ = "0.1.0"

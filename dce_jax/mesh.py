@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dce_jax.step import DceState, LoopState, SlabState
+from dce_jax.step import DceState, SlabState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, LossFn, PyTree
 
 AXIS = "batch"

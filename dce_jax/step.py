@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from dce_jax import bandit as bandits
-from dce_jax import idle, lookups, newcomers, saliency, scores, slab
+from dce_jax import idle, lookups, newcomers, saliency, scores, slab, training
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.lookups import Lookup
 from dce_jax.moments import optimizer_names
 from dce_jax.types import (
     Array,
-    Evidence,
     LossFn,
     PyTree,
     Rewards,
@@ -30,26 +29,6 @@ from dce_jax.types import (
     Signal,
     UnitFn,
 )
-
-_BATCH, _LOSS, _SELECT, _SIGNAL = 0, 1, 2, 3  # what the key of a step is folded with
-
-
-class LoopState(NamedTuple):
-    """What an ordinary training step carries, at any width.
-
-    Attributes:
-      params: parameters.
-      model_state: collection -> tree (``batch_stats``); {} where there is none.
-      opt_state: the optimizer's state.
-      key: PRNG key of the run; a step's own key is folded in from ``step``.
-      step: int32[], steps taken.
-    """
-
-    params: PyTree
-    model_state: PyTree
-    opt_state: PyTree
-    key: Array
-    step: Array
 
 
 class DceState(NamedTuple):
@@ -61,7 +40,7 @@ class DceState(NamedTuple):
       last: int32 tree like the parameters (`idle.init`), or None where idle channels are frozen.
     """
 
-    loop: LoopState
+    loop: training.LoopState
     bandit: bandits.BanditState
     last: PyTree
 
@@ -76,7 +55,7 @@ class SlabState(NamedTuple):
       taken: int32[], steps since `enter`.
     """
 
-    loop: LoopState
+    loop: training.LoopState
     selection: Selection
     rewards: Rewards
     taken: Array
@@ -122,12 +101,6 @@ class Pieces(NamedTuple):
     lookup: Lookup
 
 
-def whole_batch(data: PyTree, step: Array, key: Array) -> PyTree:
-    """The batch function of loops that hand in a ready batch."""
-    del step, key
-    return data
-
-
 def pieces(
     channels: ChannelMap,
     budget: Budget,
@@ -141,7 +114,7 @@ def pieces(
     gate_shapes: PyTree | None = None,
     score: ScoreFn = scores.greedy,
     discount: float = 1.0,
-    batch_fn: Callable[[Any, Array, Array], PyTree] = whole_batch,
+    batch_fn: Callable[[Any, Array, Array], PyTree] = training.whole_batch,
     catch_up: idle.CatchUp | None = None,
     quiet: bool = False,
     lookup: Lookup = "index",
@@ -201,64 +174,17 @@ def pieces(
     )
 
 
-def start(
-    params: PyTree, model_state: PyTree, tx: optax.GradientTransformation, key: Array
-) -> LoopState:
-    """The state of a network before its first step, at any width."""
-    return LoopState(params, model_state, tx.init(params), key, jnp.zeros((), jnp.int32))
-
-
-def start_dce(pieces: Pieces, loop: LoopState, groups: Collection[str] | None = None) -> DceState:
+def start_dce(
+    pieces: Pieces, loop: training.LoopState, groups: Collection[str] | None = None
+) -> DceState:
     """The state of a dynamic run before its first selection; ``groups`` as in `bandit.init`."""
     last = idle.init(loop.params) if pieces.catch_up else None
     return DceState(loop, bandits.init(pieces.budget, groups), last)
 
 
-def plain(
-    tx: optax.GradientTransformation,
-    loss: LossFn,
-    batch_fn: Callable[[Any, Array, Array], PyTree],
-    loop: LoopState,
-    data: PyTree,
-) -> tuple[LoopState, dict[str, Array]]:
-    """One ordinary optax step: dense, scratch and committed training alike.
-
-    Returns:
-      The state after the step, and metrics (float32[] ``loss`` and what the loss reports).
-    """
-    loop, metrics, _ = ordinary(tx, loss, batch_fn, loop, data, None)
-    return loop, metrics
-
-
-def ordinary(
-    tx: optax.GradientTransformation,
-    loss: LossFn,
-    batch_fn: Callable[[Any, Array, Array], PyTree],
-    loop: LoopState,
-    data: PyTree,
-    gate_shapes: PyTree | None,
-) -> tuple[LoopState, dict[str, Array], Evidence]:
-    """`plain`, with what the step's own gradients say of the channels.
-
-    Args:
-      tx: the optimizer.
-      loss: of the network at the widths of ``loop``.
-      batch_fn: makes the batch of ``data``.
-      loop: the network and its optimizer.
-      data: what ``batch_fn`` takes.
-      gate_shapes: `forward.gate_shapes` of the network, where gates are to be read.
-    """
-    batch = batch_fn(data, loop.step, _step_key(loop, _BATCH))
-    evidence, model_state, metrics = evidence_of(loss, loop, batch, gate_shapes)
-    updates, opt_state = tx.update(evidence.grads, loop.opt_state, loop.params)
-    params = optax.apply_updates(loop.params, updates)
-    after = LoopState(params, model_state, opt_state, loop.key, loop.step + 1)
-    return after, metrics, evidence
-
-
 def enter(pieces: Pieces, state: DceState) -> SlabState:
     """Selects a super arm and gathers its slab."""
-    key = _step_key(state.loop, _SELECT)
+    key = training.step_key(state.loop, training.SELECT)
     selection, _ = bandits.select(key, state.bandit, budget=pieces.budget, score=pieces.score)
     return cut(pieces, state, selection)
 
@@ -293,7 +219,7 @@ def cut(pieces: Pieces, state: DceState, selection: Selection) -> SlabState:
 def observe(pieces: Pieces, state: SlabState, data: PyTree) -> tuple[SlabState, dict[str, Array]]:
     """One ordinary step of the narrow network that adds up its channels' rewards."""
     gates = pieces.gate_shapes if pieces.signal.needs_gates else None
-    loop, metrics, evidence = ordinary(
+    loop, metrics, evidence = training.observed(
         pieces.tx, pieces.loss, pieces.batch_fn, state.loop, data, gates
     )
     values = pieces.signal.value(evidence)
@@ -325,7 +251,7 @@ def leave(
     steps = jnp.maximum(inside.taken, 1).astype(jnp.float32)
     rewards = {group: total / steps for group, total in inside.rewards.items()}
     bandit, info = bandits.update(
-        _step_key(narrow, _SELECT),
+        training.step_key(narrow, training.SELECT),
         state.bandit,
         selection=selection,
         rewards=rewards,
@@ -354,63 +280,3 @@ def settle(pieces: Pieces, state: DceState) -> DceState:
     params = idle.settle(pieces.catch_up, state.loop.params, state.last, step)
     last = jax.tree.map(lambda leaf: jnp.full(leaf.shape, step, jnp.int32), state.last)
     return state._replace(loop=state.loop._replace(params=params), last=last)
-
-
-def evidence_of(
-    loss: LossFn, loop: LoopState, batch: PyTree, gate_shapes: PyTree | None
-) -> tuple[Evidence, PyTree, dict[str, Array]]:
-    """What one batch says of a network's channels; nothing is updated.
-
-    Args:
-      loss: of the network at the widths of ``loop``.
-      loop: the network.
-      batch: what the loss takes.
-      gate_shapes: `forward.gate_shapes` of the network, where gates are to be read.
-
-    Returns:
-      Evidence, the model state after the forward pass, and metrics.
-    """
-    size = jax.tree.leaves(batch)[0].shape[0]
-    gates = jax.tree.map(lambda g: jnp.ones((size, *g.shape[1:]), g.dtype), gate_shapes or {})
-
-    def total(params: PyTree, gates: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        return loss(params, loop.model_state, gates, batch, _step_key(loop, _LOSS))
-
-    differentiate = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-    (value, (model_state, metrics)), (grads, gate_grads) = differentiate(loop.params, gates)
-    evidence = Evidence(
-        params=loop.params,
-        grads=grads,
-        gates=_by_group(gate_grads),
-        model_state=loop.model_state,
-        batch=batch,
-        key=_step_key(loop, _SIGNAL),
-    )
-    return evidence, model_state, {"loss": value, **metrics}
-
-
-def repeat(
-    step: Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]], length: int
-) -> Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]:
-    """Many steps in one dispatch (`jax.lax.scan`), metrics stacked; for GPU and TPU.
-
-    Not for the CPU, where XLA runs a convolution's backward pass inside a loop body about 20
-    times slower (jax-ml/jax#12868).
-    """
-
-    def steps(state: PyTree, data: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        return jax.lax.scan(lambda carry, _: step(carry, data), state, None, length=length)
-
-    return steps
-
-
-def _step_key(loop: LoopState, purpose: int) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(loop.key, loop.step), purpose)
-
-
-def _by_group(gates: PyTree) -> dict[str, tuple[Array, ...]]:
-    found: dict[str, tuple[Array, ...]] = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(gates):
-        group = str(path[-1].key).removeprefix("gate:")
-        found[group] = (*found.get(group, ()), value)
-    return found

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import optax
 
 from dce_jax import channels as maps
-from dce_jax import forward, step
+from dce_jax import forward, training
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Array, PyTree
 
@@ -74,7 +74,7 @@ def optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 def start(
     module: nn.Module, tx: optax.GradientTransformation, key: Array, images: Array
-) -> step.LoopState:
+) -> training.LoopState:
     """The state of a network before its first step; pure, for `jax.jit` and `jax.eval_shape`.
 
     Args:
@@ -85,10 +85,10 @@ def start(
     """
     variables = nn.unbox(forward.initial(module, key, images))
     params = variables.pop("params")
-    return step.start(params, variables, tx, key)
+    return training.start(params, variables, tx, key)
 
 
-def shapes(bench: Bench, module: nn.Module) -> step.LoopState:
+def shapes(bench: Bench, module: nn.Module) -> training.LoopState:
     """Shapes of the state of a network of the benchmark.
 
     Args:
@@ -99,7 +99,7 @@ def shapes(bench: Bench, module: nn.Module) -> step.LoopState:
     return jax.eval_shape(begin, jax.random.key(0), bench.data["image"])
 
 
-def initial(bench: Bench, module: nn.Module) -> step.LoopState:
+def initial(bench: Bench, module: nn.Module) -> training.LoopState:
     """The state of a network of the benchmark before its first step, in arrays of its own.
 
     Args:
@@ -107,7 +107,7 @@ def initial(bench: Bench, module: nn.Module) -> step.LoopState:
       module: the network, at any width.
     """
     found = shapes(bench, module)
-    state = step.LoopState(
+    state = training.LoopState(
         params=weights(found.params),
         model_state=jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), found.model_state),
         opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found.opt_state),

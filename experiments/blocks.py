@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dce_jax import bandit, step
+from dce_jax import bandit, step, training
 from dce_jax.pruning import Watched
-from dce_jax.step import DceState, LoopState, SlabState
+from dce_jax.step import DceState, SlabState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, PyTree
 from experiments import placement as placing
 from experiments import plans, rounds, scoring
@@ -76,7 +77,7 @@ def start(run: Run) -> Progress:
         return rounds.start(run)
     method, variables = run.config.method, beginning(run)
     key = train_key(run.config.seed)
-    loop = step.start(variables["params"], model_state(variables), run.tx, key)
+    loop = training.start(variables["params"], model_state(variables), run.tx, key)
     if method in ("dense", "scratch"):
         return Settled(loop, {})
     state = Exploring(step.start_dce(run.pieces, loop, plans.groups(run)))
@@ -129,7 +130,7 @@ def run_block(
     if isinstance(state, Pruning):
         return _pruning(run, programs, state, done, end)
     if isinstance(state, Settled):
-        plain = partial(step.plain, run.tx, run.loss, run.source.batch_fn)
+        plain = partial(training.plain, run.tx, run.loss, run.source.batch_fn)
         loop, metrics = _repeat(run, programs, "plain", plain, state.loop, done, end)
         return state._replace(loop=loop), metrics
     if run.config.select_every == 1:
@@ -148,7 +149,7 @@ def _pruning(
         one = rounds.watched_step(run)
         seen, metrics = _repeat(run, programs, "watch", one, seen, done, end, data_at)
         return state._replace(loop=seen.loop, sums=seen.sums, taken=seen.taken), metrics
-    plain = partial(step.plain, run.tx, run.loss, rounds.batch_fn(run))
+    plain = partial(training.plain, run.tx, run.loss, rounds.batch_fn(run))
     loop, metrics = _repeat(run, programs, "plain", plain, state.loop, done, end, data_at)
     return state._replace(loop=loop), metrics
 
@@ -185,7 +186,7 @@ def _repeat(
     name = plans.label(run, name)
     data_at = data_at or run.source.data_at
     if scans(run):
-        many = step.repeat(one, end - done)
+        many = training.repeat(one, end - done)
         name = f"{name} x{end - done}"
         with _annotated(done):
             return call(programs, name, many, state, data_at(done), donate=True)

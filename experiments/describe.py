@@ -21,7 +21,7 @@ from rich.table import Table
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward, networks, step
+from dce_jax import cost, forward, networks, training
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.types import Widths
@@ -88,7 +88,7 @@ def train_bytes(
     tx = bench.optimizer(0.1)
     loop = jax.eval_shape(partial(bench.start, narrow, tx), jax.random.key(0), image)
     loss = forward.classification_loss(narrow)
-    plain = partial(step.plain, tx, loss, step.whole_batch)
+    plain = partial(training.plain, tx, loss, training.whole_batch)
     memory = compiled(plain, loop, _batch(image, batch)).memory
     return None if memory is None else cost.peak_bytes(memory)
 

@@ -11,7 +11,7 @@ from dce_jax.pruning import folding
 from dce_jax.pruning.choose import Kept
 from dce_jax.pruning.folding import InputMeans
 from dce_jax.signals import Scene
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array
 from experiments import evaluate, pruners
 from experiments import placement as placing

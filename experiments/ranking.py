@@ -10,11 +10,11 @@ import optax
 from ml_collections import ConfigDict
 
 from dce_jax import channels as maps
-from dce_jax import cost, forward, saliency, scores, signals, step
+from dce_jax import cost, forward, saliency, scores, signals, training
 from dce_jax.budget import Budget
 from dce_jax.channels import ChannelMap
 from dce_jax.parts import norm_parts
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, ScoreFn, Signal
 from experiments import pruners
 from experiments.choices import FINAL, SIGNALS
@@ -71,7 +71,7 @@ def scored_macs(signal: Signal, module: nn.Module, example: Any, batch_size: int
         if signal.own_pass:
             return signal.value(Evidence(params, {}, {}, state, batch))
         loop = LoopState(params, state, None, jax.random.key(0), jnp.zeros((), jnp.int32))
-        return signal.value(step.evidence_of(loss, loop, batch, gates)[0])
+        return signal.value(training.evidence_of(loss, loop, batch, gates)[0])
 
     given = (variables["params"], state, images, labels)
     saliency.check_cover(signal, jax.eval_shape(value, *given), tuple(maps.module_widths(module)))

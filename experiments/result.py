@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dce_jax import channels as maps
-from dce_jax import compact, cost, forward, step
+from dce_jax import compact, cost, forward, step, training
 from dce_jax.types import PyTree
 from experiments import (
     blocks,
@@ -79,7 +79,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
     return result
 
 
-def _collections(loop: step.LoopState) -> PyTree:
+def _collections(loop: training.LoopState) -> PyTree:
     return {"params": loop.params, **loop.model_state}
 
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from dce_jax import channels as maps
-from dce_jax import pruning, step
+from dce_jax import pruning, training
 from dce_jax.budget import Budget, from_widths
 from dce_jax.pruning import Latents, Names, Watched
 from dce_jax.pruning.choose import Kept
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, Selection, Signal
 from experiments import folds, optimizers, pacing, pruners, scoring
 from experiments import placement as placing
@@ -73,7 +73,7 @@ def template(run: Run) -> Pruning:
 
 def _beginning(run: Run, variables: PyTree, teacher: PyTree) -> Pruning:
     key = train_key(run.config.seed)
-    loop = step.start(variables["params"], model_state(variables), run.tx, key)
+    loop = training.start(variables["params"], model_state(variables), run.tx, key)
     return _unseen(run, loop, pruning.whole(run.budget.compact), teacher)
 
 

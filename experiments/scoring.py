@@ -10,9 +10,9 @@ import numpy as np
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import forward, pruning, saliency, step
+from dce_jax import forward, pruning, saliency, training
 from dce_jax.budget import Budget
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
 from experiments import evaluate
 from experiments import placement as placing
@@ -91,7 +91,7 @@ def _batch_saliencies(run: Run, asked: Asked, loop: LoopState, batch: dict[str, 
         key = jax.random.fold_in(loop.key, loop.step)
         return signal.value(Evidence(loop.params, {}, {}, loop.model_state, batch, key))
     loss = placing.loss(run.placement, forward.classification_loss(asked.module))
-    evidence, _, _ = step.evidence_of(loss, loop, batch, gates(run, asked.module, signal))
+    evidence, _, _ = training.evidence_of(loss, loop, batch, gates(run, asked.module, signal))
     return signal.value(evidence)
 
 

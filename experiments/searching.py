@@ -20,7 +20,7 @@ from dce_jax import forward, masks
 from dce_jax.pruning import Latents, costs, evolve, latents
 from dce_jax.pruning.choose import Kept
 from dce_jax.pruning.evolve import Search
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import (
     checkpoint,

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import cost, forward, networks, saliency, step
+from dce_jax import cost, forward, networks, saliency, step, training
 from dce_jax import mesh as meshes
 from dce_jax.parts import norm_parts
 from dce_jax.types import PyTree
@@ -84,7 +84,7 @@ def build(
     return Steps(
         pieces,
         jax.eval_shape(partial(step.start_dce, pieces), loop),
-        partial(step.plain, tx, dense, step.whole_batch),
+        partial(training.plain, tx, dense, training.whole_batch),
         jax.tree.map(lambda leaf: _at(leaf, meshes.by_example(mesh)), data),
     )
 

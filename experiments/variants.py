@@ -19,7 +19,7 @@ import jax
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import forward, masks, scores, step
+from dce_jax import forward, masks, scores, step, training
 from dce_jax.cost import tree_bytes
 from dce_jax.types import Array, LossFn, PyTree
 from experiments import masking, ranking
@@ -143,7 +143,7 @@ def many(one_step: Any, length: int) -> Any:
       length: steps.
     """
     # No scan around a single step: on the CPU its body would run about 20 times slower.
-    return one_step if length == 1 else step.repeat(one_step, length)
+    return one_step if length == 1 else training.repeat(one_step, length)
 
 
 def _ordinary(bench: Bench, place: Place, key: Key) -> Variant:
@@ -175,13 +175,13 @@ def ordinary(
       loss: of it.
       data: the batch.
     """
-    one_step = partial(step.plain, bench.tx, loss, step.whole_batch)
+    one_step = partial(training.plain, bench.tx, loss, training.whole_batch)
     program = compiled(many(one_step, bench.dispatch), shapes(bench, module), data)
     start = partial(initial, bench, module)
     return program, Contender(name, program.call, start, data, bench.dispatch)
 
 
-def _committed(bench: Bench, own: step.Pieces) -> step.LoopState:
+def _committed(bench: Bench, own: step.Pieces) -> training.LoopState:
     state = step.start_dce(own, initial(bench, bench.module))
     return jax.jit(partial(step.commit, own))(state).loop
 

@@ -9,7 +9,7 @@ import optax
 from flax.core import FrozenDict
 from nets import IMAGES, VECTORS, MixNet, channel_map, split, variables
 
-from dce_jax import budget, channels, forward, saliency, slab, step
+from dce_jax import budget, channels, forward, saliency, slab, step, training
 
 NARROW_A = budget.Budget((("a", 4, 2), ("b", 4, 4)))
 
@@ -29,7 +29,7 @@ def setup(module, bud, tx, *, example=IMAGES, signal=None, gates=False, **option
         gate_shapes=forward.gate_shapes(thin, example) if gates else None,
         **options,
     )
-    loop = step.start(params, state, tx, jax.random.key(1))
+    loop = training.start(params, state, tx, jax.random.key(1))
     return pieces, step.start_dce(pieces, loop)
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax.core import FrozenDict
 from steps import halves, host
 
-from dce_jax import budget, channels, compact, networks, slab, step
+from dce_jax import budget, channels, compact, networks, slab, step, training
 from dce_jax.networks.stages import group_widths
 
 NETS = {
@@ -79,8 +79,10 @@ def test_steps_below_bfloat16s_resolution_add_up(name):
     pieces, state = families.pieces_and_state(family, budget.full(NETS[name].widths))
     tx = optax.sgd(1e-6)
     params, data = state.loop.params, families.data(family)
-    loop = step.start(params, state.loop.model_state, tx, jax.random.key(0))
-    run = families.quick_jit(functools.partial(step.plain, tx, pieces.loss, step.whole_batch))
+    loop = training.start(params, state.loop.model_state, tx, jax.random.key(0))
+    run = families.quick_jit(
+        functools.partial(training.plain, tx, pieces.loss, training.whole_batch)
+    )
     once, _ = run(loop, data)
     twice, _ = run(once, data)
     old, one, two = (flat(each.params) for each in (loop, once, twice))

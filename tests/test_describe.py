@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax.core import FrozenDict
 
-from dce_jax import budget, cost, forward, networks, step
+from dce_jax import budget, cost, forward, networks, training
 from dce_jax import channels as maps
 from experiments import bench, describe
 
@@ -44,7 +44,9 @@ def plain_step_bytes(module, *, batch):
     tx = bench.optimizer(0.1)
     loop = jax.eval_shape(partial(bench.start, module, tx), jax.random.key(0), image)
     data = {"image": image, "label": jnp.zeros(batch, jnp.int32)}
-    function = partial(step.plain, tx, forward.classification_loss(module), step.whole_batch)
+    function = partial(
+        training.plain, tx, forward.classification_loss(module), training.whole_batch
+    )
     compiled = jax.jit(function, donate_argnums=0).lower(loop, data).compile()
     return cost.peak_bytes(cost.memory(compiled))
 

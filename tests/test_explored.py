@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import runs
 
-from dce_jax import bandit, budget, forward, step
+from dce_jax import bandit, budget, forward, training
 from experiments import blocks, plans, ranking, scoring, setup, sources, train
 from experiments.programs import Programs
 
@@ -105,7 +105,7 @@ def test_saliencies_are_the_mean_signal_of_the_whole_network(lab):
         assert len(batches) == 2
         for batch in batches:
             shapes = gates if signal == "gate_taylor" else None
-            evidence, _, _ = step.evidence_of(loss, state.dce.loop, batch, shapes)
+            evidence, _, _ = training.evidence_of(loss, state.dce.loop, batch, shapes)
             for group, values in value(evidence).items():
                 total[group] = total.get(group, 0) + np.asarray(values) / 2
         assert {g: v.shape for g, v in total.items()} == {"conv0": (4,), "conv1": (6,)}

@@ -16,7 +16,7 @@ from meshes import check_copies, cut, fused, lowered, mesh_of, over, place
 from nets import batch, bits, mask, same_bits, x64
 from steps import halves, host, setup
 
-from dce_jax import channels, forward, networks, saliency, scores, step
+from dce_jax import channels, forward, networks, saliency, scores, step, training
 from dce_jax import mesh as meshes
 from dce_jax.networks.stages import group_widths
 from experiments.collectives import collectives, is_gradient
@@ -260,7 +260,9 @@ def test_sharded_states_send_slabs_when_gathered_and_indices_when_scattered():
 def test_a_dense_step_gathers_each_cut_parameter_once_and_cuts_no_layer(name):
     mesh, loop = mesh_of(DEVICES), pieces_and_state(name)[1].loop
     loss = meshes.whole_params(mesh, forward.classification_loss(NETS[name]))
-    dense = functools.partial(step.plain, TX, loss, meshes.cut_batches(mesh, step.whole_batch))
+    dense = functools.partial(
+        training.plain, TX, loss, meshes.cut_batches(mesh, training.whole_batch)
+    )
     placed = place(mesh, loop, sharded=True)
     program = lowered(mesh, dense, placed, cut(mesh, images()[0]), sharded=True)
     found = [each for each in collectives(program.compile().as_text()) if each.kind == "all-gather"]

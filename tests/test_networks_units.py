@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from dce_jax import budget, forward, networks, step
+from dce_jax import budget, forward, networks, step, training
 from dce_jax import channels as maps
 from dce_jax.networks import gates, layers, units
 from experiments import bench, timing, variants
@@ -131,7 +131,9 @@ def test_per_example_signals_need_no_memory_of_their_own():
         return program.memory.temporaries
 
     loop = bench.initial(shared, thin)
-    plain = partial(step.plain, shared.tx, forward.classification_loss(thin), step.whole_batch)
+    plain = partial(
+        training.plain, shared.tx, forward.classification_loss(thin), training.whole_batch
+    )
     narrow = timing.compiled(plain, loop, shared.data).memory.temporaries
     assert temporaries("norm_taylor") <= 1.05 * narrow
     assert temporaries("gate_taylor") <= 1.15 * narrow

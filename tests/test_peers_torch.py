@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from dce_jax import budget, forward, networks, step
+from dce_jax import budget, forward, networks, training
 from dce_jax import channels as maps
 from dce_jax.networks.stages import group_widths
 from experiments import bench, benchmark, peers, records
@@ -52,7 +52,7 @@ def test_both_frameworks_take_the_same_steps(torch_steps, name):
     task = torch_steps.batch(shared, RATE)
     tx = torch_steps.optimizer(network, RATE)
     loss = forward.classification_loss(shared.module)
-    ours = jax.jit(partial(step.plain, shared.tx, loss, step.whole_batch))
+    ours = jax.jit(partial(training.plain, shared.tx, loss, training.whole_batch))
     for _ in range(3):
         loop, metrics = ours(loop, shared.data)
         _, found = torch_steps.step(network, tx, task, None, None)

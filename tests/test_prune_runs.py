@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-from dce_jax import compact, forward, networks, pruning, step
+from dce_jax import compact, forward, networks, pruning, training
 from dce_jax.budget import from_widths
 from dce_jax.channels import with_widths
 from dce_jax.networks import VGG
@@ -257,7 +257,7 @@ def test_slimming_trains_dense_with_a_penalty_then_keeps_the_largest_scales(lab)
     run = runs.built(lab, **SLIM)
     loss = slimming.penalised(forward.classification_loss(run.module), run.module, 0.01)
     loop = blocks.start(run).loop
-    plain = jax.jit(functools.partial(step.plain, run.tx, loss, run.source.batch_fn))
+    plain = jax.jit(functools.partial(training.plain, run.tx, loss, run.source.batch_fn))
     for index in range(run.commit_step):  # ordinary steps of the dense network
         loop, _ = plain(loop, run.source.data_at(index))
     scales = {f"conv{i}": np.abs(loop.params[f"norm{i}"]["scale"]) for i in (0, 1)}

@@ -24,8 +24,8 @@ from nets import (
 )
 from signal_nets import Stack
 
-from dce_jax import channels, forward, pruning, saliency, signals, step
-from dce_jax.step import whole_batch
+from dce_jax import channels, forward, pruning, saliency, signals, training
+from dce_jax.training import whole_batch
 
 NETS = {"conv": ConvNet(), "concat": ConcatNet(), **{f: TINY[f] for f in ("padding", "dense")}}
 ADAM = optax.adam(0.01)
@@ -51,7 +51,7 @@ def shrunk(name):
     module, shape = NETS[name], shape_of(name)
     found = channels.build(module, forward.shapes(module, shape))
     params, state = split(variables(module, shape))
-    loop = step.start(params, state, ADAM, jax.random.key(0))
+    loop = training.start(params, state, ADAM, jax.random.key(0))
     draw = np.random.default_rng(0)
     noisy = jax.tree.map(
         lambda a: jnp.asarray(draw.normal(size=a.shape), a.dtype) if a.ndim else a + 7,
@@ -126,7 +126,7 @@ def stack_run(tx):
     module = Stack(widths=FrozenDict({"a": 3, "b": 2}))
     shape = jax.ShapeDtypeStruct((2, 4, 4, 2), jnp.float32)
     params, state = split(variables(module, shape))
-    loop = step.start(params, state, tx, jax.random.key(0))
+    loop = training.start(params, state, tx, jax.random.key(0))
     return module, shape, loop
 
 
@@ -134,7 +134,7 @@ def test_watching_changes_no_step_and_adds_up_the_fisher_signal_of_each():
     tx = optax.sgd(0.1)
     module, shape, loop = stack_run(tx)
     loss, gates = forward.classification_loss(module), forward.gate_shapes(module, shape)
-    plain = jax.jit(functools.partial(step.plain, tx, loss, whole_batch))
+    plain = jax.jit(functools.partial(training.plain, tx, loss, whole_batch))
     watch = jax.jit(
         functools.partial(pruning.watch, tx, loss, whole_batch, saliency.fisher(), gates)
     )

@@ -22,7 +22,7 @@ from nets import (
 )
 from steps import dense_setup, halves, host, jitted, setup
 
-from dce_jax import bandit, budget, compact, saliency, slab, step
+from dce_jax import bandit, budget, compact, saliency, slab, step, training
 
 MODULE = ConvNet()
 HALF = halves(MODULE)
@@ -188,7 +188,7 @@ def test_inner_steps_are_plain_narrow_training_of_the_slab():
     state, _ = run["fused"](fresh("adamw"), batch(9))
     inside = run["enter"](state)
     narrow = jax.tree.map(jnp.copy, inside.loop)
-    plain = jitted(step.plain, pieces.tx, pieces.loss, step.whole_batch, donate=(0,))
+    plain = jitted(training.plain, pieces.tx, pieces.loss, training.whole_batch, donate=(0,))
     for r in range(4):
         inside, metrics = run["observe"](inside, batch(r))
         used, (narrow, expected) = narrow, plain(narrow, batch(r))

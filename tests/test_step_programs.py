@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 from nets import ConvNet, batch, same_bits, split, variables
 from steps import dense_setup, halves, host, jitted, setup
 
-from dce_jax import budget, forward, saliency, scores, step
+from dce_jax import budget, forward, saliency, scores, step, training
 
 MODULE = ConvNet()
 HALF, FULL = halves(MODULE), budget.full(MODULE.widths)
@@ -43,9 +43,9 @@ def scratch_and_committed():
     committed = jax.eval_shape(functools.partial(step.commit, pieces), state).loop
     thin = MODULE.clone(widths=FrozenDict(HALF.compact))
     params, model_state = split(variables(thin))
-    scratch = step.start(params, model_state, ADAMW, jax.random.key(4))
-    own = jitted(step.plain, ADAMW, forward.classification_loss(thin), step.whole_batch)
-    ours = jitted(step.plain, pieces.tx, pieces.loss, pieces.batch_fn)
+    scratch = training.start(params, model_state, ADAMW, jax.random.key(4))
+    own = jitted(training.plain, ADAMW, forward.classification_loss(thin), training.whole_batch)
+    ours = jitted(training.plain, pieces.tx, pieces.loss, pieces.batch_fn)
     return own, scratch, ours, committed
 
 
@@ -165,7 +165,7 @@ def test_a_scan_of_steps_is_the_steps_one_by_one():
     for _ in range(3):
         state, metrics = fused(state, data)
         losses.append(float(metrics["loss"]))
-    scanned = jax.jit(step.repeat(functools.partial(step.fused, pieces), 3))
+    scanned = jax.jit(training.repeat(functools.partial(step.fused, pieces), 3))
     many, metrics = scanned(many, data)
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-4)
     same_bits(host(many.bandit.plays), host(state.bandit.plays))

@@ -9,7 +9,7 @@ import pytest
 from flax.core import FrozenDict
 from nets import IMAGES, batch, split, variables
 
-from dce_jax import budget, channels, forward, networks, saliency, step
+from dce_jax import budget, channels, forward, networks, saliency, step, training
 from dce_jax.networks.densenet import densenet_widths
 from dce_jax.networks.mobilenet import mobilenet_widths
 from dce_jax.networks.stages import group_widths
@@ -46,7 +46,9 @@ def pieces_and_state(name):
         loss=forward.classification_loss(channels.with_widths(module, half.compact)),
         signal=saliency.norm_taylor(module.reward_norms(), norm_parts(found, half.compact)),
     )
-    return pieces, step.start_dce(pieces, step.start(params, model_state, tx, jax.random.key(0)))
+    return pieces, step.start_dce(
+        pieces, training.start(params, model_state, tx, jax.random.key(0))
+    )
 
 
 @functools.cache
@@ -55,7 +57,7 @@ def traced(name):
     pieces, state = pieces_and_state(name)
     data = batch(size=EXAMPLES)
     inside = jax.eval_shape(functools.partial(step.enter, pieces), state)
-    plain = functools.partial(step.plain, pieces.tx, pieces.loss, pieces.batch_fn)
+    plain = functools.partial(training.plain, pieces.tx, pieces.loss, pieces.batch_fn)
     fused = functools.partial(step.fused, pieces)
     return {
         "enter": jax.jit(functools.partial(step.enter, pieces)).trace(state),
@@ -64,7 +66,7 @@ def traced(name):
         "observe": jax.jit(functools.partial(step.observe, pieces)).trace(inside, data),
         "plain": jax.jit(plain).trace(inside.loop, data),
         "fused": jax.jit(fused).trace(state, data),
-        "scan": jax.jit(step.repeat(fused, 3)).trace(state, data),
+        "scan": jax.jit(training.repeat(fused, 3)).trace(state, data),
     }
 
 

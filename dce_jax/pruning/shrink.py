@@ -11,7 +11,7 @@ import optax
 from dce_jax import slab
 from dce_jax.channels import ChannelMap
 from dce_jax.moments import optimizer_names
-from dce_jax.step import LoopState
+from dce_jax.training import LoopState
 from dce_jax.types import Array, PyTree, Selection, Widths
 
 Positions = Mapping[str, Array | npt.NDArray[np.int32]]

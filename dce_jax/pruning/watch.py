@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dce_jax import saliency, step
-from dce_jax.step import LoopState
+from dce_jax import saliency, training
+from dce_jax.training import LoopState
 from dce_jax.types import Array, LossFn, PyTree, Rewards, Signal, Widths
 
 
@@ -41,7 +41,7 @@ def watch(
     state: Watched,
     data: PyTree,
 ) -> tuple[Watched, dict[str, Array]]:
-    """`step.plain` that also reads a signal off the step's own gradients.
+    """`training.plain` that also reads a signal off the step's own gradients.
 
     Args:
       tx: the optimizer.
@@ -56,7 +56,7 @@ def watch(
       ValueError: a group that the signal says nothing of.
     """
     gates = gate_shapes if signal.needs_gates else None
-    loop, metrics, evidence = step.ordinary(tx, loss, batch_fn, state.loop, data, gates)
+    loop, metrics, evidence = training.observed(tx, loss, batch_fn, state.loop, data, gates)
     values = signal.value(evidence)
     saliency.check_cover(signal, values, tuple(state.sums))
     sums = {g: before + values[g].astype(jnp.float32) for g, before in state.sums.items()}
