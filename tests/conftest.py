@@ -1,5 +1,6 @@
 """Strict numerics for every test, silent promotions are errors; and eight devices to take from."""
 
+import gc
 import os
 
 import jax
@@ -12,6 +13,9 @@ QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split
 if jax.__version_info__ < (0, 12):  # later versions do not know the flag, and abort
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
+
+# A trace is many objects that live as long as it does: garbage is looked for less often.
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -21,6 +21,8 @@ from ranking import heads, rungs
 
 from dce_jax import allocate, networks
 
+pytestmark = pytest.mark.one_set
+
 NETS = {
     **families.TINY,
     "vgg": networks.VGG((2, 1), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 9}), 3),

@@ -15,6 +15,8 @@ import runs
 from experiments import checkpoint, journal, result, session, setup, train
 from experiments.session import TrainingError
 
+pytestmark = pytest.mark.one_set
+
 ROOT = Path(__file__).parent.parent
 CHEAP = {"method": "scratch", "steps": 6, "select_every": 1, "block": 1}
 

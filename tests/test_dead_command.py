@@ -12,6 +12,8 @@ from dce_jax.budget import from_widths
 from dce_jax.signals import parse, value
 from experiments import dead, dead_tables, removal, replacing, subject
 
+pytestmark = pytest.mark.one_set
+
 SIZES = ("--examples", "32", "--test_examples", "20", "--batch", "10")
 
 

@@ -12,6 +12,8 @@ from dce_jax import budget, cost, forward, networks, training
 from dce_jax import channels as maps
 from experiments import bench, describe
 
+pytestmark = pytest.mark.one_set
+
 KEYS = {
     *("groups", "params_full", "params_compact", "macs_full", "macs_compact"),
     *("kept_bytes_full", "kept_bytes_compact", "train_bytes_full", "train_bytes_compact"),

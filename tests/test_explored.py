@@ -12,6 +12,8 @@ from dce_jax import bandit, budget, forward, training
 from experiments import blocks, plans, ranking, scoring, setup, sources, train
 from experiments.programs import Programs
 
+pytestmark = pytest.mark.one_set
+
 WIDE = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4}
 SCORED = {**WIDE, "explore_keep": 0.7, "scoring": 2, "allocation": "global", "plans": 2}
 

@@ -6,6 +6,8 @@ import runs
 
 from experiments import train
 
+pytestmark = pytest.mark.one_set
+
 FULL_RUN = {"method": "dce", "steps": 20, "select_every": 2, "commit": 0.5, "block": 4, "keep": 1.0}
 GROWING = {**FULL_RUN, "keep": 0.75, "grow": 0.5, "contest": 0.0, "rate_over": "macs"}
 SMALL, FINAL = {"conv0": 2, "conv1": 3}, {"conv0": 3, "conv1": 5}

@@ -9,6 +9,8 @@ import runs
 from dce_jax import budget, hardware
 from experiments import budgeting, config, describe, train
 
+pytestmark = pytest.mark.one_set
+
 
 class Device(NamedTuple):
     """What is read of a `jax.Device`."""

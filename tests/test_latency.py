@@ -13,6 +13,8 @@ from dce_jax.runtime import MASKED, SWITCHED, execute, replay, run, systems
 from dce_jax.runtime.choice import Choice
 from experiments import latency, latency_decisions, latency_forms, latency_tables, tables, timing
 
+pytestmark = pytest.mark.one_set
+
 WORDS = ("--network", "tiny", "--repeats", "3", "--batch_repeats", "2", "--chunk", "4")
 FULL, SWITCH, MASK, CHUNKS = "full", "switched", "masked", "chunks of 4"
 UNROLLED = f"{CHUNKS}, unrolled"

@@ -13,6 +13,8 @@ from dce_jax.runtime import costs, execute
 from dce_jax.runtime.choice import Choice
 from experiments import latency_decisions, latency_frequencies
 
+pytestmark = pytest.mark.one_set
+
 
 @pytest.fixture(scope="module")
 def system():

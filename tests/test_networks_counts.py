@@ -8,6 +8,8 @@ from families import TINY, check_counts, check_map_of_shapes, example, image
 
 from dce_jax import budget, channels, cost, forward, networks
 
+pytestmark = pytest.mark.one_set
+
 # The ResNets for CIFAR count the parameter-free shortcut, ResNet-50 its stride in the 3x3.
 PUBLISHED = {
     "resnet20": (32, 10, 269_722, 40.6),

@@ -9,6 +9,8 @@ import runs
 from dce_jax import allocate, bandit, budget
 from experiments import blocks, budgeting, plans, train
 
+pytestmark = pytest.mark.one_set
+
 GLOBAL = {
     "method": "dce",
     "allocation": "global",

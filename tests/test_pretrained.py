@@ -15,6 +15,8 @@ from dce_jax.networks import VGG
 from experiments import blocks, data, pretrained, rounds, setup, train
 from experiments.rounds import Pruning
 
+pytestmark = pytest.mark.one_set
+
 DENSE = {"method": "dense", "seed": 3}
 L1 = {"method": "l1", "steps": 20, "prune_until": 0.0, "block": 5}
 SLIM = {**L1, "method": "slimming", "floor": 0.0, "rate_over": "macs"}

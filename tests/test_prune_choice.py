@@ -18,6 +18,8 @@ from nets import dense
 from dce_jax import channels, cost, forward, networks, pruning
 from dce_jax.pruning import Order, costs
 
+pytestmark = pytest.mark.one_set
+
 VGG = networks.VGG((1, 2), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 5}), 3)
 NETS = {**{f: TINY[f] for f in ("padding", "bottleneck", "dense-bc", "mobile")}, "vgg": VGG}
 

@@ -34,6 +34,8 @@ from experiments.dataset import make_dataset
 from experiments.pipeline import normalise
 from experiments.programs import Programs
 
+pytestmark = pytest.mark.one_set
+
 COMPENSATED = {
     "method": "compensated",
     "steps": 120,

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from experiments import channel_plots, page, plots, records, report
 
+pytestmark = pytest.mark.one_set
+
 ROWS = fixture.layers(fixture.WIDTHS, keep=0.5, chosen=True)
 CURVES = fixture.metrics(steps=200, block=20, commit=60)
 

@@ -23,6 +23,8 @@ from dce_jax.types import Evidence
 from experiments import blocks, checks, config, ranking, scoring, sources
 from experiments.programs import Programs
 
+pytestmark = pytest.mark.one_set
+
 
 @pytest.fixture(autouse=True, scope="module")
 def cheap():

@@ -15,6 +15,8 @@ from dce_jax.pruning.oracle import Judged
 from experiments import arguments, correlation, removal, study, study_tables, subject
 from experiments import signals as command
 
+pytestmark = pytest.mark.one_set
+
 SIZES = study.Sizes(examples=16, test_examples=20, batch=8, chunk=4, best=3, draws=2, look=0.1)
 FLAGS = ["--examples=16", "--test_examples=20", "--batch=8", "--best=3"]
 

@@ -11,6 +11,8 @@ from dce_jax import budget, networks
 from dce_jax.convolve import convolve
 from experiments import describe, measured, timing, widths
 
+pytestmark = pytest.mark.one_set
+
 # Rounds by contender; the second is as slow as the first, the third faster than both.
 TIMES = np.array([[4.0, 4.0, 1.0], [4.2, 4.3, 1.1], [3.9, 3.8, 1.0]])
 
