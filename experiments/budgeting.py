@@ -1,6 +1,6 @@
 """Budgets that a config asks for, and what networks cost at them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,8 @@ from dce_jax import cost, forward, hardware
 from dce_jax.budget import Budget
 from dce_jax.types import Widths
 from experiments import pruners
-from experiments.config import parse_widths
+from experiments.config import parse_groups, parse_widths
+from experiments.fields import SELECTING
 
 
 def make_budget(config: ConfigDict, module: nn.Module, example: Any) -> Budget:
@@ -38,7 +39,7 @@ def rounding(config: Any, widths: Widths, dtype: str) -> dict[str, Any]:
     """What limits the widths of a budget: the arguments that all of `dce_jax.budget` take.
 
     Args:
-      config: ``multiple_of``, 0 for what this device wants, and ``min_channels``.
+      config: ``multiple_of``, 0 for what this device wants, ``min_channels`` and ``whole``.
       widths: group -> C.
       dtype: in which the network computes.
 
@@ -49,7 +50,8 @@ def rounding(config: Any, widths: Widths, dtype: str) -> dict[str, Any]:
     narrow: tuple[str, ...] = ()
     if multiple == 0:
         multiple, narrow = hardware.rounding(widths, this_device(), dtype)
-    return {"multiple_of": multiple, "min_channels": config.min_channels, "whole": narrow}
+    whole = (*narrow, *parse_groups(config.whole))
+    return {"multiple_of": multiple, "min_channels": config.min_channels, "whole": whole}
 
 
 def warnings(budget: Budget, dtype: str) -> tuple[str, ...]:
@@ -71,19 +73,29 @@ def exploring(config: ConfigDict, target: Budget) -> Budget:
     """
     if pruners.prunes(config):
         return budgets.full(target.full)
-    if config.explore_keep is None:
-        return target if config.grow == 1.0 else _seedling(config, target)
-    found = budgets.from_fraction(
-        target.full, config.explore_keep, **rounding(config, target.full, config.dtype)
-    )
-    unseen = [group for group in target.contested if group not in found.contested]
-    if unseen and not config.scoring:
-        raise ValueError(
-            f"explore_keep is {config.explore_keep}: all channels of groups {unseen} execute until "
-            "the commit, where the bandit has nothing to tell them apart by; lower it, or give "
-            "scoring, say 20 batches"
-        )
+    allowed = rounding(config, target.full, config.dtype)
+    if config.explore_keep is not None:
+        found = budgets.from_fraction(target.full, config.explore_keep, **allowed)
+    else:
+        found = target if config.grow == 1.0 else _seedling(config, target)
+    if config.method in SELECTING and not config.scoring:
+        _check_seen(config, target, found, allowed["whole"])
     return found
+
+
+def _check_seen(config: ConfigDict, target: Budget, found: Budget, whole: Collection[str]) -> None:
+    """Refuses groups that lose channels by the bandit's means, and are not played for."""
+    losing = target.contested
+    if config.allocation == "global":
+        losing = tuple(g for g, width in target.full.items() if width > 1 and g not in whole)
+    unseen = [group for group in losing if group not in found.contested]
+    if unseen:
+        field = next(f for f in ("explore_keep", "macs", "keep") if config[f] is not None)
+        raise ValueError(
+            f"{field} is {config[field]}: all channels of groups {unseen} execute until the "
+            "commit, where the bandit has nothing to tell them apart by; lower it, give scoring, "
+            "say 20 batches, or hold those groups (--config.whole)"
+        )
 
 
 def _seedling(config: ConfigDict, target: Budget) -> Budget:

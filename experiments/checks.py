@@ -101,6 +101,11 @@ def _check_images(config: ConfigDict) -> None:
 
 def _check_budget(config: ConfigDict) -> None:
     """Refuses ways to a budget that exclude each other."""
+    if config.widths and config.whole:
+        raise ValueError(
+            f"whole is {config.whole!r} and widths {config.widths!r}: groups that widths do not "
+            "name are whole already; leave one of the two out"
+        )
     if config.allocation == "global" and (config.widths or config.method in ("scratch", "subset")):
         raise ValueError(
             "allocation is global, learned while a run explores, but "

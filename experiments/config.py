@@ -41,6 +41,7 @@ def defaults() -> ConfigDict:
     config.keep = 0.5  # fraction of every group's channels that execute
     config.macs = config_dict.placeholder(float)  # or: share of dense MACs, uniform fraction
     config.widths = ""  # or: explicit "conv0=8,conv1=12"; groups left out stay whole
+    config.whole = ""  # groups held at full width: "stem,stage0"
     config.allocation = "uniform"  # or global: learned while exploring, at the same cost
     config.target = "macs"  # global: the cost that stays the same: macs | params
     config.plans = 3  # global: how often the budget is learned, the last time at the commit
@@ -200,6 +201,11 @@ def parse_widths(text: str) -> dict[str, int]:
             raise ValueError(f"widths entry {entry!r} is not GROUP=INTEGER, as in conv0=8,conv1=12")
         found[group.strip()] = int(width)
     return found
+
+
+def parse_groups(text: str) -> tuple[str, ...]:
+    """``"stem, stage0"`` as names of groups."""
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     multiple = "of every budget (default: 1); 0: what this device wants"
     add("--multiple_of", type=int, default=1, metavar="N", help=multiple)
     add("--min_channels", type=int, default=1, metavar="N", help="no group gets fewer")
+    add("--whole", default="", metavar="G,H", help="groups held at full width")
     add("--batch", type=int, default=64, metavar="N", help="of a training step (default: 64)")
     seconds = "time training steps at the budget and around it for about so long (default: 60)"
     add("--measure", type=float, nargs="?", const=60.0, metavar="SECONDS", help=seconds)

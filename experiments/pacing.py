@@ -16,6 +16,7 @@ from dce_jax.budget import Budget
 from dce_jax.pruning import Costs, Order, check_target, costs
 from dce_jax.types import Widths
 from experiments import lengths, pruners
+from experiments.config import parse_groups
 from experiments.lengths import Clock, Length
 from experiments.pruners import Pruner
 
@@ -78,6 +79,7 @@ def build(
         multiple_of=config.multiple_of,
         min_channels=config.min_channels,
         floor=config.floor,
+        whole=parse_groups(config.whole),
     )
     counted = macs if config.target == "macs" else parameters
     pace = Pace(pruner, macs, counted, target, floor.compact, scored, pruners.search_passes(config))
@@ -98,7 +100,11 @@ def widths_after(pace: Pace, config: ConfigDict, done: int) -> dict[str, int]:
     share, target = done / pace.pruner.rounds, pace.target
     wanted = {g: c * (target.compact[g] / c) ** share for g, c in target.full.items()}
     rounded = budgets.from_wishes(
-        target.full, wanted, multiple_of=config.multiple_of, min_channels=config.min_channels
+        target.full,
+        wanted,
+        multiple_of=config.multiple_of,
+        min_channels=config.min_channels,
+        whole=parse_groups(config.whole),
     )
     return {g: max(width, target.compact[g]) for g, width in rounded.compact.items()}
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import batch, bits, channel_map, evidence, mask, positions, split, variables
@@ -23,6 +24,7 @@ EXAMPLE = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 LARGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 TINY = {
+    "vgg": networks.VGG((2, 1), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 9}), 3),
     "padding": networks.ResNet((2, 1), group_widths((2, 1), (4, 8)), 3, shortcut="padding"),
     "projection": networks.ResNet((2, 1), group_widths((2, 1), (4, 6)), 3),
     "bottleneck": networks.ResNet(
@@ -143,17 +145,30 @@ def check_full_budget(family, steps=2, *, rtol=1e-4, atol=2e-5):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
-def check_random_budgets(family, examples=3):
-    """Compact equals slab and unselected bits stay, at budgets that hypothesis draws."""
-    widths = TINY[family].widths
-    budgets = st.fixed_dictionaries({g: st.integers(1, c) for g, c in widths.items()})
+def check_random_budgets(family, examples=1):
+    """Compact equals slab and unselected bits stay, at budgets that hypothesis draws.
+
+    Its first draw is the simplest: of widths that would be one channel everywhere, where neither
+    offsets nor the order of indices matter. A seed has no simplest value.
+    """
 
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-    @given(budgets)
-    def check(chosen):
-        check_budget(family, budget.from_widths(widths, chosen))
+    @given(st.integers(0, 999))
+    def check(seed):
+        check_budget(family, random_budget(family, seed))
 
     check()
+
+
+def random_budget(family, seed):
+    """Any widths that cut two groups or more, and leave some group several channels."""
+    widths, draw = TINY[family].widths, np.random.default_rng(seed)
+    while True:
+        found = budget.from_widths(
+            widths, {g: int(draw.integers(1, c + 1)) for g, c in widths.items()}
+        )
+        if len(found.contested) > 1 and any(found.compact[g] > 1 for g in found.contested):
+            return found
 
 
 def check_budget(family, bud):
@@ -167,6 +182,18 @@ def check_budget(family, bud):
 
     inside, after = run(state, data(family))
     check_parts(pieces, bud, *map(host, (state, inside, after)))
+    check_compact(family, bud, inside, after)
+
+
+def check_compact(family, bud, inside, after):
+    """The model cut out of the full network is the network that trained, array by array."""
+    whole = {"params": after.loop.params, **after.loop.model_state}
+    mapped = channel_map(TINY[family], example(family))
+    model = compact.extract(mapped, bud, whole, inside.selection)
+    slab = {"params": inside.loop.params, **inside.loop.model_state}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(bits(a), bits(b)), model.variables, slab
+    )
 
 
 def check_parts(pieces, bud, before, inside, after):

@@ -13,28 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from costs import quick, traced
-from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ranking import heads, rungs
 
-from dce_jax import allocate, networks
+from dce_jax import allocate
 
 pytestmark = pytest.mark.one_set
 
-NETS = {
-    **families.TINY,
-    "vgg": networks.VGG((2, 1), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 9}), 3),
-}
 COSTS = ("macs", "parameters")
 ROUNDINGS = [(1, 1), (1, 2), (1, 5), (1, 100), (2, 1), (2, 2), (3, 2), (4, 6)]
 DEVICES = 8
-every_family = pytest.mark.parametrize("family", NETS)
+every_family = pytest.mark.parametrize("family", families.TINY)
 
 
 def widths_of(family):
-    return dict(NETS[family].widths)
+    return dict(families.TINY[family].widths)
 
 
 def roundings(family):
@@ -68,7 +63,10 @@ def draw_fraction(data, costs):
 @every_family
 @pytest.mark.parametrize("cost", COSTS)
 def test_a_budget_meets_its_target_and_one_rung_more_would_not(family, cost):
-    widths, cost_of = widths_of(family), quick(NETS[family], families.example(family))[cost]
+    widths, cost_of = (
+        widths_of(family),
+        quick(families.TINY[family], families.example(family))[cost],
+    )
 
     @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(st.data(), saliencies_of(family), st.sampled_from(roundings(family)))
@@ -94,7 +92,10 @@ def test_a_budget_meets_its_target_and_one_rung_more_would_not(family, cost):
 def test_the_counted_costs_lead_to_the_same_budget(family, cost):
     # The test above costs its budgets without tracing them; this one holds it to the real counts.
     widths, example = widths_of(family), families.example(family)
-    expected, counted = quick(NETS[family], example)[cost], traced(NETS[family], example)[cost]
+    expected, counted = (
+        quick(families.TINY[family], example)[cost],
+        traced(families.TINY[family], example)[cost],
+    )
     seen = []
 
     def cost_of(sizes):
@@ -129,9 +130,9 @@ def budgets(place):
             widths_of(family),
             {group: place(values) for group, values in drawn(family, seed).items()},
             0.6,
-            quick(NETS[family], families.example(family))[cost],
+            quick(families.TINY[family], families.example(family))[cost],
         ).compact
-        for family in NETS
+        for family in families.TINY
         for cost in COSTS
         for seed in range(4)
     ]
@@ -171,7 +172,7 @@ def test_a_budget_is_the_same_wherever_its_saliencies_lie():
     cut, copied = json.loads(child.stdout)
     expected = budgets(lambda values: values.astype(np.float64))
     assert cut == expected and copied == expected
-    assert len({str(budget) for budget in expected}) > len(NETS)
+    assert len({str(budget) for budget in expected}) > len(families.TINY)
 
 
 @pytest.mark.parametrize("scale", [allocate.by_max, allocate.by_l2, allocate.by_mean])

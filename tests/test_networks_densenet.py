@@ -11,8 +11,9 @@ from dce_jax.parts import norm_parts
 from dce_jax.types import Evidence
 
 
-def test_the_full_budget_is_the_dense_optax_step():
-    check_full_budget("dense")
+@pytest.mark.parametrize("family", ["dense", "dense-bc"])
+def test_the_full_budget_is_the_dense_optax_step(family):
+    check_full_budget(family)
 
 
 @pytest.mark.parametrize(("family", "examples"), [("dense", 2), ("dense-bc", 1)])

@@ -7,13 +7,14 @@ from nets import channel_map
 from dce_jax import channels
 
 
-def test_the_full_budget_is_the_dense_optax_step():
-    check_full_budget("projection")
+@pytest.mark.parametrize("family", ["projection", "bottleneck"])
+def test_the_full_budget_is_the_dense_optax_step(family):
+    check_full_budget(family)
 
 
 @pytest.mark.parametrize("family", ["projection", "bottleneck"])
 def test_the_compact_model_is_the_slab_and_unselected_bits_stay(family):
-    check_random_budgets(family, examples=1)
+    check_random_budgets(family)
 
 
 @pytest.mark.parametrize("family", ["projection", "bottleneck"])

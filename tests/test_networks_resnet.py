@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from families import (
     TINY,
+    check_budget,
     check_full_budget,
     check_random_budgets,
     check_rewards,
@@ -15,7 +16,7 @@ from families import (
 from flax.core import FrozenDict
 from nets import channel_map
 
-from dce_jax import channels, slab
+from dce_jax import budget, channels, slab
 from dce_jax.networks.shortcut import pad_channels
 
 
@@ -25,6 +26,18 @@ def test_the_full_budget_is_the_dense_optax_step():
 
 def test_the_compact_model_is_the_slab_and_unselected_bits_stay():
     check_random_budgets("padding", examples=2)
+
+
+def test_one_channel_of_every_group_is_enough():
+    widths = TINY["padding"].widths
+    check_budget("padding", budget.from_widths(widths, dict.fromkeys(widths, 1)))
+
+
+def test_groups_may_be_held_whole_beside_others_that_are_not():
+    held = ("stage0", "stage1_block0_conv0")
+    bud = budget.from_fraction(TINY["padding"].widths, 0.5, whole=held)
+    assert set(bud.contested) == set(TINY["padding"].widths) - set(held)
+    check_budget("padding", bud)
 
 
 def test_norms_carry_the_rewards_of_inner_groups_and_of_the_first_stream():

@@ -145,6 +145,13 @@ def test_a_plan_reads_the_signal_at_its_own_widths(lab, monkeypatch):
     assert seen == [(run.config.signal, run.module, run.channels, thin)]
 
 
+def test_a_group_held_whole_is_neither_played_for_nor_cut(lab):
+    result, workdir = lab.run(**GLOBAL, whole="conv0")
+    assert result["widths"]["conv0"] == runs.FULL["conv0"]
+    assert result["widths"]["conv1"] == runs.HALF["conv1"]  # the only one that the target can cut
+    assert runs.chosen(workdir)["conv0"] == list(range(runs.FULL["conv0"]))
+
+
 def test_a_group_that_executes_whole_keeps_its_account(lab):
     run = built(lab)
     state = known(run, {"conv0": [0.1, 0.2, 0.3, 0.4], "conv1": np.arange(6) / 6})
@@ -163,6 +170,13 @@ def test_a_group_that_executes_whole_keeps_its_account(lab):
         ({"scale": "l1"}, "unknown scale 'l1'"),
         ({"plans": 0}, "plans is 0: it must be at least 1"),
         ({"method": "scratch"}, "allocation is global.*method scratch never explores"),
+        ({"keep": 0.9}, r"keep is 0\.9: all channels of groups \['conv0'\] execute"),
+        ({"keep": 0.9, "whole": "conv1"}, r"groups \['conv0'\] execute.*--config\.whole"),
+        ({"whole": "conv7"}, "conv7"),
+        (
+            {"widths": "conv0=2", "allocation": "uniform", "whole": "conv1"},
+            "whole is 'conv1' and wid",
+        ),
         ({"widths": "conv0=2"}, "allocation is global.*widths are given"),
     ],
     ids=str,

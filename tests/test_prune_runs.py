@@ -92,6 +92,14 @@ def test_training_costs_what_scratch_costs_and_the_model_meets_the_target(lab, m
     assert all(len(set(s)) == len(s) and max(s) < runs.FULL[g] for g, s in model.selection.items())
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_group_held_whole_loses_nothing_in_any_round(lab, allocation):
+    changes = {"method": "l1", "whole": "conv0", "prune_allocation": allocation}
+    result, _ = lab.run(**(BASE | changes))
+    assert result["widths"]["conv0"] == runs.FULL["conv0"]
+    assert result["widths"]["conv1"] < runs.FULL["conv1"]
+
+
 def test_every_extra_pass_is_counted(lab):
     found, _ = lab.run(**FISHER)
     taught = found["steps"] - found["plans"][1]["step"]

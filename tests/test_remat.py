@@ -8,20 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import FrozenDict
 
-from dce_jax import cost, forward, networks
+from dce_jax import cost, forward
 from dce_jax.networks import gates
-
-MODULES = {
-    **families.TINY,
-    "vgg": networks.VGG((2, 1), FrozenDict(conv0=4, conv1=5, conv2=6), num_classes=3),
-}
 
 
 def setup(name):
-    module = MODULES[name]
-    data = families.data("padding") if name == "vgg" else families.data(name)
+    module = families.TINY[name]
+    data = families.data(name)
     found = nn.unbox(forward.initial(module, jax.random.key(0), data["image"]))
     return module, found.pop("params"), found, data
 
