@@ -1,6 +1,6 @@
 """Cells of a sweep: one run each, its config, its files, and whether it is done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +89,27 @@ def check_changes(changes: Sequence[str]) -> None:
             raise ValueError(f"--set {change!r} is not FIELD=VALUE, as in --set epochs=5")
         if field in SWEPT:
             raise ValueError(f"--set {change!r}: the grid sets {field}, use --{field}s")
+
+
+def check_distinct(asked: Mapping[Cell, ConfigDict]) -> None:
+    """Refuses cells that differ in a keep which their configs do not read.
+
+    Raises:
+      ValueError: naming two cells, what decides instead, and the remedy.
+    """
+    known: dict[str, Cell] = {}
+    for cell, own in asked.items():
+        decisive = next((field for field in ("macs", "widths") if own[field]), None)
+        if decisive is None or cell.method == "dense":
+            continue
+        rest = {field: value for field, value in config.plain(own).items() if field != "keep"}
+        first = known.setdefault(repr(rest), cell)
+        if first != cell:
+            raise ValueError(
+                f"{first.name} and {cell.name} would be the same run twice: {decisive} is "
+                f"{own[decisive]!r}, which decides the budget whatever keep is; give --keeps one "
+                f"value, or leave {decisive} out"
+            )
 
 
 def words(cell: Cell, config_file: Path, changes: Sequence[str]) -> list[str]:

@@ -41,15 +41,12 @@ def missing(
     """The cells that have no result yet; all configs are checked before anything runs.
 
     Raises:
-      ValueError: a config that cannot run, or a stored result of another config.
+      ValueError: a config that cannot run, two cells that would be one run, or a stored result of
+        another config.
     """
-    return [
-        cell
-        for cell in wanted
-        if not cells.done(
-            out / f"{cell.name}.json", cells.settings(cells.words(cell, config_file, changes))
-        )
-    ]
+    asked = {cell: cells.settings(cells.words(cell, config_file, changes)) for cell in wanted}
+    cells.check_distinct(asked)
+    return [c for c, own in asked.items() if not cells.done(out / f"{c.name}.json", own)]
 
 
 def job(cell: Cell, config_file: Path, changes: Sequence[str], runs: Path) -> workers.Job:

@@ -58,6 +58,14 @@ def test_rivals_train_at_the_widths_that_a_run_learned(tmp_path):
         (["--set", "batch_size=x"], "config.batch_size=x: invalid literal for int"),
         (["--set", "epochs"], "--set 'epochs' is not FIELD=VALUE"),
         (["--set", "seed=3"], "--set 'seed=3': the grid sets seed, use --seeds"),
+        (
+            ["--set", "macs=0.25", "--keeps", "0.25,0.5", "--methods", "dce"],
+            "keep0.25-seed0 and vgg-digits-dce-keep0.5-seed0 would be the same run twice: macs is",
+        ),
+        (
+            ["--set", "widths=conv0=4", "--keeps", "0.25,0.5", "--methods", "dense,dce"],
+            "same run twice: widths is 'conv0=4'",
+        ),
         (["--methods", "dce,dcee"], "unknown method 'dcee'; did you mean 'dce'"),
         (["--networks", "vgg1"], "unknown network 'vgg1'"),
         (["--keeps", "0.5,1.5"], "keep is 1.5: it must be above 0 and at most 1"),
