@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from experiments.summary import Result, percent, si, summary
+from experiments.summary import Result, judged_on, percent, si, summary
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5f6b76; --line: #d8dee4;
@@ -45,18 +45,18 @@ class Picture(NamedTuple):
 
 def headline(result: Result) -> str:
     """One sentence: what was trained on what, how well, and what it saves and cost."""
-    accuracy = percent(result["test_accuracy"])
+    accuracy = f"{percent(result['test_accuracy'])} {judged_on([result])} accuracy"
     opening = f"{result['network']} on {result['dataset']}, trained by {result['method']!r}"
     if result["method"] == "dense":
         return (
-            f"{opening} at full width, reaches {accuracy} test accuracy with "
+            f"{opening} at full width, reaches {accuracy} with "
             f"{si(result['params_full'])} parameters and {si(result['macs_full'])} MACs per image."
         )
     macs = 1 - result["macs_compact"] / result["macs_full"]
     params = 1 - result["params_compact"] / result["params_full"]
     train = result["train_macs"] / result["train_macs_dense"]
     return (
-        f"{opening}: the compact network reaches {accuracy} test accuracy with "
+        f"{opening}: the compact network reaches {accuracy} with "
         f"{percent(macs, 1)} fewer MACs and {percent(params, 1)} fewer parameters than the full "
         f"one, and its whole training took {percent(train, 1)} of the dense training's MACs."
     )

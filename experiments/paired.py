@@ -34,7 +34,7 @@ from experiments.summary import markdown
 def heading(method: str) -> str:
     """What stands above the table of a subject."""
     return (
-        f"`{method}` minus each other row, seed by seed, in points of test accuracy; MACs of both "
+        f"`{method}` minus each other row, seed by seed, in points of accuracy; MACs of both "
         "trainings as a ratio:"
     )
 

@@ -13,7 +13,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments import pooling
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
-from experiments.summary import Result, spread
+from experiments.summary import Result, judged_on, spread
 
 COLOURS = {
     "dense": INK,
@@ -71,7 +71,7 @@ def pareto(results: Sequence[Result]) -> Figure:
     bounds = [bound for bound in bounds if math.isfinite(bound)] or [0.0, 1.0]
     margin = 0.08 * (max(bounds) - min(bounds)) or 0.01
     panels[0].set_ylim(min(bounds) - margin, max(bounds) + margin)
-    panels[0].set_ylabel("test accuracy", fontsize=10)
+    panels[0].set_ylabel(f"{judged_on(results)} accuracy", fontsize=10)
     panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1, symbol=" %"))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)

@@ -15,7 +15,7 @@ from dce_jax import saliency
 from dce_jax.saliency import Kernels
 from dce_jax.types import PyTree
 from experiments import pooling, records
-from experiments.summary import NONE, Result, markdown, mean_and_spread
+from experiments.summary import NONE, Result, judged_on, markdown, mean_and_spread
 
 
 def effective_rank(kernels: Sequence[np.ndarray]) -> float:
@@ -57,11 +57,13 @@ def table(paths: Sequence[Path]) -> str:
     Raises:
       ValueError: results without effective ranks, or of networks with different groups.
     """
-    groups = pooling.group(records.gather(paths).results)
+    results = records.gather(paths).results
+    groups = pooling.group(results)
     names = list(_ranks(groups[0][0]))
     notes = pooling.differences(groups)
     rows = [_row(runs, names, note) for runs, note in zip(groups, notes, strict=True)]
-    return markdown(["method", "settings", *names, "test accuracy (n seeds)"], rows, left=2)
+    accuracy = f"{judged_on(results)} accuracy (n seeds)"
+    return markdown(["method", "settings", *names, accuracy], rows, left=2)
 
 
 def _row(runs: Sequence[Result], names: Sequence[str], note: str) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments import output, records, report
 from experiments.arguments import status
-from experiments.summary import NONE, markdown, mean_and_spread
+from experiments.summary import NONE, judged_on, markdown, mean_and_spread
 
 THRESHOLD, TIMES = 0.1, 5
 _KEPT = ("method", "network", "dataset", "seed", "keep", "steps", "commit_step", "test_accuracy")
@@ -131,7 +131,12 @@ def _table(found: Mapping[str, Any]) -> str:
         )
     methods = dict.fromkeys(run["method"] for run in runs)
     rows = [_row(method, [r for r in runs if r["method"] == method], steps) for method in methods]
-    heads = ["method", *(f"step {step}" for step in steps), "settled at", "test accuracy (n seeds)"]
+    heads = [
+        "method",
+        *(f"step {step}" for step in steps),
+        "settled at",
+        f"{judged_on(runs)} accuracy (n seeds)",
+    ]
     return markdown(heads, rows, left=1)
 
 

@@ -15,6 +15,12 @@ MIB = 2**20
 NONE = "-"
 
 
+def judged_on(results: Sequence[Result]) -> str:
+    """Which images accuracies are of: ``"test"``, ``"validation"``, or both, as configs say."""
+    found = {"validation" if run["config"].get("validation") else "test" for run in results}
+    return " or ".join(sorted(found))
+
+
 def si(value: float) -> str:
     """A count with three or four digits and a prefix: 14724042 -> '14.72 M'."""
     for size, prefix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -98,14 +104,14 @@ def wall(result: Result) -> list[tuple[str, str, str]]:
 def summary(result: Result) -> list[tuple[str, str, str]]:
     """The figures of one run: (quantity, compact or this run, full width or dense)."""
     times = dict(zip(("exploring", "committed"), step_ms(result), strict=True))
-    peak, seconds = result["peak_bytes"], result["compile_s"]
+    peak, seconds, images = result["peak_bytes"], result["compile_s"], judged_on([result])
     return [
         (
-            "test accuracy, recalibrated statistics",
+            f"{images} accuracy, recalibrated statistics",
             percent(result["test_accuracy"]),
             percent(result["test_accuracy_full"]),
         ),
-        ("test accuracy, statistics as trained", percent(result["test_accuracy_raw"]), NONE),
+        (f"{images} accuracy, statistics as trained", percent(result["test_accuracy_raw"]), NONE),
         ("parameters", si(result["params_compact"]), si(result["params_full"])),
         ("MACs, forward, one example", si(result["macs_compact"]), si(result["macs_full"])),
         ("MACs of the whole training", si(result["train_macs"]), si(result["train_macs_dense"])),

@@ -44,6 +44,7 @@ from experiments.summary import (
     NONE,
     Result,
     interval,
+    judged_on,
     markdown,
     mean_and_spread,
     print_result,
@@ -104,7 +105,7 @@ def result_table(results: Sequence[Result]) -> str:
         raise ValueError("no results to tabulate: give at least one result.json")
     groups, timed = pooling.group(results), any(run.get("train_s") for run in results)
     heads = [
-        *("data set", "network", "method", "keep", "test accuracy (n seeds)"),
+        *("data set", "network", "method", "keep", f"{judged_on(results)} accuracy (n seeds)"),
         *("without recalibration", "parameters", "MACs", "train MACs / dense"),
         *(("training, minutes",) if timed else ()),
         *("step ms, explore / commit", "peak MiB"),
