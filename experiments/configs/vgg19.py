@@ -10,7 +10,8 @@ errors), under the papers' own step schedules; SVHN's with its 531,131 extra ima
 read here: `svhn_cropped` trains on 73,257.
 
 Those are of `--config.method=dense`. Of the command above, `dce` at half of the channels, no
-accuracy is known, published or measured; `--config.keep=0.33` leaves about a ninth of MACs and parameters.
+accuracy is known, published or measured; `--config.keep=0.33` leaves a ninth of MACs and
+parameters.
 """
 
 from ml_collections import ConfigDict
