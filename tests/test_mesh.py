@@ -16,7 +16,7 @@ from meshes import check_copies, cut, fused, lowered, mesh_of, over, place
 from nets import batch, bits, mask, same_bits, x64
 from steps import halves, host, setup
 
-from dce_jax import channels, forward, networks, saliency, scores, step, training
+from dce_jax import allocate, bandit, channels, forward, networks, saliency, scores, step, training
 from dce_jax import mesh as meshes
 from dce_jax.networks.stages import group_widths
 from experiments.collectives import collectives, is_gradient
@@ -117,8 +117,17 @@ def test_in_float64_eight_devices_take_the_steps_of_one(name, sharded):
         one, many = both(name, 200, jnp.float64, sharded=sharded)
         assert jax.tree.leaves(many[0].loop.params)[0].dtype == jnp.float64
         check_same_run(one, many, 1e-9)
+        found = learned(pieces_and_state(name)[0], one[0])
+        assert found == learned(pieces_and_state(name)[0], many[0])
+        assert len({k / found.full[g] for g, k in found.compact.items()}) > 1  # it is not uniform
         run, _, data = many_devices(name, jnp.float64, sharded)
         check_idle_bits(pieces_and_state(name)[0], many[0], run(many[0], data[0])[0])
+
+
+def learned(pieces, state):
+    """The budget that a run would learn of its bandit, half of all channels."""
+    means = {g: bandit.arms(state.bandit, g).mean_C for g in pieces.budget.contested}
+    return allocate.budget(pieces.full, allocate.by_mean(means), 0.5, lambda w: sum(w.values()))
 
 
 def check_idle_bits(pieces, before, after):
