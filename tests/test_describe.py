@@ -87,6 +87,13 @@ def test_groups_are_the_channel_map(tmp_path, registered, not_compiled):
     assert {"path": "params/head/kernel", "axis": 0, "offset": 0} in groups["conv1"]["leaves"]
 
 
+def test_a_group_can_be_held_whole(tmp_path, registered, not_compiled):
+    words = ("--network", "tiny", "--dataset", "digits", "--keep", "0.5", "--whole", "conv0")
+    groups = run(tmp_path, *words)["groups"]
+    assert groups["conv0"]["budget"] == WIDTHS["conv0"]
+    assert groups["conv1"]["budget"] == WIDTHS["conv1"] // 2
+
+
 def test_missing_memory_figures_are_null_and_dashes(tmp_path, registered, not_compiled, capsys):
     found = run(tmp_path, "--network", "tiny", "--dataset", "mnist")
     assert found["train_bytes_full"] is None
