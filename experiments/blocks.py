@@ -4,6 +4,7 @@ Blocks end at steps fixed by the run's length, never by where a process started,
 run dispatches exactly what an uninterrupted one does.
 """
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +19,7 @@ from dce_jax.step import DceState, SlabState
 from dce_jax.training import LoopState
 from dce_jax.types import Array, PyTree
 from experiments import placement as placing
-from experiments import plans, rounds, scoring
+from experiments import plans, processes, rounds, scoring
 from experiments.programs import Programs, call
 from experiments.ranking import final_score
 from experiments.rounds import Pruning
@@ -107,13 +108,24 @@ def commit(run: Run, state: Exploring) -> Settled:
 
 
 def replan(run: Run, programs: Programs, state: Exploring, done: int) -> tuple[Run, Exploring]:
-    """The run with another budget, and at a scored run's commit a bandit that knows the scores."""
-    if not plans.scored(run):
+    """The run with another budget, and at a scored run's commit a bandit that knows the scores.
+
+    Raises:
+      ValueError: processes of one run that learned different budgets.
+    """
+    if plans.scored(run):
+        found = scoring.saliencies(run, programs, step.settle(run.pieces, state.dce).loop)
+    else:
         found = plans.means(run, state.dce.bandit)
-        return plans.planned(run, plans.learned(run, found, done), done), state
-    found = scoring.saliencies(run, programs, step.settle(run.pieces, state.dce).loop)
-    run = plans.planned(run, plans.learned(run, found, done), done)
-    if done == run.commit_step:
+    budget = plans.learned(run, found, done)
+    # Programs of different shapes would wait for each other for ever.
+    processes.check_same(
+        f"the checksum of the budget learned after step {done}",
+        zlib.crc32(repr(budget).encode()) % 2**31,
+        "their hosts compute differently; use the same versions and processors for all",
+    )
+    run = plans.planned(run, budget, done)
+    if plans.scored(run) and done == run.commit_step:
         known = bandit.appraised(state.dce.bandit, found)
         state = placing.put(run.placement, Exploring(state.dce._replace(bandit=known)))
     return run, state

@@ -60,8 +60,13 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def check_same(name: str, value: int) -> None:
+def check_same(name: str, value: int, remedy: str = "they must share one --workdir") -> None:
     """Refuses a number that is not the same in all processes.
+
+    Args:
+      name: what it is.
+      value: this process's, below 2**31.
+      remedy: what to do about a difference.
 
     Raises:
       ValueError: with the remedy.
@@ -70,9 +75,7 @@ def check_same(name: str, value: int) -> None:
         return
     values = multihost_utils.process_allgather(np.asarray(value)).tolist()
     if len(set(values)) > 1:
-        raise ValueError(
-            f"{name} is {values} in the processes of this run: they must share one --workdir"
-        )
+        raise ValueError(f"{name} is {values} in the processes of this run: {remedy}")
 
 
 def wait_for(path: Path) -> None:

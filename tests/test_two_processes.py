@@ -43,7 +43,8 @@ processes.wait("here")
 print(asked, ready.exists())
 """
 HERE = Path(__file__).parent
-SHARED = {**ONE, "devices": 0, "sharding": "sharded"}
+ALONE = {**ONE, "allocation": "global", "plans": 2}  # both processes learn the budget
+SHARED = {**ALONE, "devices": 0, "sharding": "sharded"}
 
 
 def free_port():
@@ -90,8 +91,8 @@ def test_two_processes_go_on_where_one_stood_and_end_where_one_does(tmp_path, mo
     monkeypatch.setattr(pipeline, "device_memory", lambda: 1)
     workdir = tmp_path / "two"
     with runs.lab(tmp_path) as lab:
-        _, alone = lab.run(**ONE)
-        train.train(runs.settings(lab.images, **ONE, stop_after=4), workdir)
+        _, alone = lab.run(**ALONE)
+        train.train(runs.settings(lab.images, **ALONE, stop_after=4), workdir)
         first, second = both(workdir, CHILD, flags(runs.settings(lab.images, **SHARED), workdir))
     assert "going on after step 4 of 12" in first
     assert "4 x cpu" in first
