@@ -181,6 +181,12 @@ def _pace(
     full = budgets.full(target.full)
     pruner = pruners.of(config)
     criterion = ranking.make_signal(pruner.criterion, module, channels, full)
+    if pruner.per_cost and criterion.signed:
+        raise ValueError(
+            f"per_cost divides saliencies by what channels cost, but {pruner.criterion} may be "
+            "negative, where the cheaper channel would go first: use an unsigned criterion "
+            "(abs_sum or sqr_sum instead of sum), or a penalty"
+        )
     if pruner.fold:
         folding.routes(module, channels, example, full.full)
     macs = costs.macs(module, channels, example)

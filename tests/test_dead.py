@@ -54,6 +54,12 @@ def who(report):
     }
 
 
+@pytest.mark.parametrize("bias", [np.inf, np.nan])
+def test_a_network_that_is_not_finite_is_refused(bias):
+    with pytest.raises(ValueError, match=r"of \d+ units at .* is not finite"):
+        found(changed("conv1", 2, bias=bias))
+
+
 def test_a_healthy_network_has_no_dead_units():
     nothing = {"conv0": [[], [], []], "conv1": [[], [], []], "dense0": [[], [], []]}
     assert who(found(healthy())) == nothing

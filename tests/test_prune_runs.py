@@ -100,6 +100,16 @@ def test_a_group_held_whole_loses_nothing_in_any_round(lab, allocation):
     assert result["widths"]["conv1"] < runs.FULL["conv1"]
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    ["weights.taylor.sum.l2", "units.hessian_diag_approx2.sum.none", "activations.std", "random"],
+)
+def test_any_signal_can_say_who_goes(lab, criterion):
+    result, _ = lab.run(**(TAYLOR | {"criterion": criterion}))
+    assert result["config"]["criterion"] == criterion
+    assert runs.macs(result["widths"]) <= runs.macs(runs.HALF)
+
+
 def test_every_extra_pass_is_counted(lab):
     found, _ = lab.run(**FISHER)
     taught = found["steps"] - found["plans"][1]["step"]
@@ -357,6 +367,10 @@ def test_the_length_follows_from_what_the_channels_that_stayed_cost(lab):
         ({"prune_allocation": "globl"}, "unknown prune_allocation 'globl'; did you mean 'global'"),
         ({"widths": "conv0=2", "prune_allocation": "global"}, "but widths are given"),
         ({"per_cost": True, "penalty": 0.1}, "per_cost ranks by saliency per cost"),
+        (
+            {"per_cost": True, "criterion": "activations.taylor.sum.none"},
+            "but activations.taylor.sum.none may be negative",
+        ),
         (
             {"method": "fisher", "watch": 0, "scoring": 0},
             "watch is 0 and scoring is 0: there is nothing",

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dce_jax import cost, forward
+from dce_jax import channels, cost, forward, signals
 from dce_jax.networks import gates
+from dce_jax.types import Evidence
 
 
 def setup(name):
@@ -57,6 +58,18 @@ def test_watched_activations_stay_in_the_open():
     with gates.tapping(tap):
         forward.apply(module.clone(remat=True), params, state, data["image"], train=False)
     assert len(seen) == 3 and all(bool(jnp.all(jnp.isfinite(y))) for y in seen)
+
+
+@pytest.mark.parametrize("signal", ["activations.taylor.abs_sum.l2", "activations.std"])
+def test_signals_of_activations_do_not_mind(signal):
+    module, params, state, data = setup("vgg")
+    mapped = channels.build(module, forward.shapes(module, data["image"]))
+    seen = Evidence(params, params, {}, state, data, jax.random.key(0))
+
+    def values(module):
+        return signals.signal(signal, module, mapped).value(seen)
+
+    jax.tree.map(np.testing.assert_array_equal, values(module.clone(remat=True)), values(module))
 
 
 def test_kept_bytes_of_a_product_are_those_of_its_factors():

@@ -131,7 +131,11 @@ def judged(
       places: path of a gate -> the groups that lie there.
       widths: group -> channels.
       tolerance: as for `report`.
+
+    Raises:
+      ValueError: units whose values or gradients are not finite.
     """
+    _check_finite(seen)
     size = {group: np.zeros(width) for group, width in widths.items()}
     extent = {group: np.zeros(width) for group, width in widths.items()}
     for path, groups in places.items():
@@ -149,6 +153,19 @@ def judged(
         constant = ~zero & (extent[group] <= limit)
         found[group] = Dead(zero, constant, slope <= tolerance * slope.max())
     return found
+
+
+def _check_finite(seen: Seen) -> None:
+    # NaN and infinity would pass for the largest of a group, and hide or condemn all others.
+    for name, tree in seen._asdict().items():
+        for path, values in jax.tree_util.tree_leaves_with_path(tree):
+            count = int(np.sum(~np.isfinite(np.asarray(values))))
+            if count:
+                raise ValueError(
+                    f"{name} of {count} units at {jax.tree_util.keystr(path)} is not finite: a "
+                    "network that overflows or diverged cannot be judged; go back to an earlier "
+                    "checkpoint, or compute in float32"
+                )
 
 
 def table(dead: Mapping[str, Dead]) -> str:

@@ -22,9 +22,9 @@ from dce_jax import forward, masks, means
 from dce_jax.budget import check_group
 from dce_jax.channels import ChannelMap, Leaf
 from dce_jax.masks import Masks
-from dce_jax.networks.gates import tapping
+from dce_jax.networks.gates import in_the_open
 from dce_jax.signals.sites import Scene
-from dce_jax.types import Array, Path, PyTree, Widths
+from dce_jax.types import Array, Path, PyTree
 
 InputMeans = dict[Path, Array]
 """Path of a layer -> float32[D], mean of each of its input features over examples and positions."""
@@ -244,10 +244,5 @@ def _watched(
         return y
 
     # Tapped, a network keeps all activations in the open (`networks.remat`).
-    with tapping(_as_it_is), nn.intercept_methods(intercept):
+    with in_the_open(), nn.intercept_methods(intercept):
         forward.apply(module, params, state, images, train=False)
-
-
-def _as_it_is(path: Path, parts: Widths, y: Array) -> Array:
-    del path, parts
-    return y

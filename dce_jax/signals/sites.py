@@ -15,7 +15,7 @@ import jax
 from dce_jax import channels as maps
 from dce_jax import forward, saliency
 from dce_jax.channels import ChannelMap
-from dce_jax.networks.gates import tapping
+from dce_jax.networks.gates import in_the_open, tapping
 from dce_jax.types import Array, Path, PyTree
 
 UNITS = "units"
@@ -87,7 +87,8 @@ def run(scene: Scene, images: Array, base: str, tap: Tap) -> Array:
     if base in GATED:
         with tapping(lambda path, parts, y: tap(_gate_site(path, parts, y), y)):
             return plain(scene, images)
-    with nn.intercept_methods(_interceptor(scene.channels, tap)):
+    # Tapped, a network keeps all activations in the open (`networks.remat`).
+    with in_the_open(), nn.intercept_methods(_interceptor(scene.channels, tap)):
         return plain(scene, images)
 
 
