@@ -77,11 +77,11 @@ def pareto(results: Sequence[Result]) -> Figure:
     panels[0].set_ylabel(f"{judged_on(results)} accuracy", fontsize=10)
     panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1, symbol=" %"))
     handles, labels = panels[0].get_legend_handles_labels()
-    beside = max(len(str(label)) for label in labels) <= _BESIDE
-    where = "outside right upper" if beside else "outside lower center"
-    if not beside:
+    if max(len(str(label)) for label in labels) <= _BESIDE:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
+    else:
         figure.set_figheight(figure.get_figheight() + 0.2 * len(labels))
-    figure.legend(handles, labels, loc=where, fontsize=9, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", fontsize=9, frameon=False)
     return figure
 
 
