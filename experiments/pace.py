@@ -10,7 +10,7 @@ import jax
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
 from dce_jax import forward
-from dce_jax import training as trainings
+from dce_jax.training import plain
 from dce_jax.types import PyTree
 from experiments import bench, timing
 from experiments.augment import Augment
@@ -106,7 +106,7 @@ def training(data: DataSet, module: Any, *, keep: float, batch: int) -> Consumer
     shared = bench.prepare(module, batch=batch, image_size=side, learning_rate=1e-3, dispatch=1)
     thin = maps.with_widths(module, budgets.from_fraction(shared.channels.full, keep).compact)
     source = open_stream(data, batch=batch, batches=1, threads=1)
-    one = partial(trainings.plain, shared.tx, forward.classification_loss(thin), source.batch_fn)
+    one = partial(plain, shared.tx, forward.classification_loss(thin), source.batch_fn)
     state = bench.initial(shared, thin)
     run = timing.compiled(one, state, source.data_at(0)).call
 
