@@ -89,7 +89,7 @@ def test_bfloat16_computes_narrow_and_keeps_float32_parameters(family):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     assert [out.dtype for out in found.out_avals] == [jnp.float32]
     products = [e for e in equations(found.jaxpr) if e.primitive.name in PRODUCTS]
-    assert len(products) > 4
+    assert len(products) >= 4  # VGG: three convolutions and the head
     assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
 
 
