@@ -10,7 +10,8 @@ The network is that of a finished run, any method's; one to begin with (two minu
 First comes the report: units that are zero, constant, or never learn, on training images. Then
 units are removed, more and more, with no retraining, by Evci's removal score and mean replacement
 score, by L1 norm and at random; test loss and accuracy are told of the network as it is cut and of
-the one whose biases took the means of what went.
+the one whose biases took the means of what went, where the network has biases or norms to take
+them. `--compact DIR` writes the network without its zero and constant units.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,16 @@ from typing import Any
 from rich.console import Console
 
 from dce_jax import channels as maps
-from dce_jax import pruning
-from experiments import dead_plot, dead_tables, machine, output, replacing, subject
+from dce_jax import compact, pruning
+from dce_jax.pruning.dead import Dead
+from dce_jax.pruning.folding import CannotFoldError
+from dce_jax.types import Array
+from experiments import bury, dead_plot, dead_tables, machine, output, replacing, subject
 from experiments.arguments import portable, status
 from experiments.display import Display, progress
+from experiments.subject import Subject
+
+Batches = Mapping[str, Sequence[Mapping[str, Array]]]
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _SIZES = {
@@ -49,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--data_dir", metavar="DIR", help="TFDS data directory of the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument(
+        "--compact", type=Path, metavar="DIR", help="write the network without its dead units here"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here: .png or .svg")
     for name, (default, text) in _SIZES.items():
         parser.add_argument(
@@ -64,6 +74,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for path in (arguments.json, arguments.plot):
         if path is not None:
             output.check_writable(path)
+    if arguments.compact is not None:
+        output.check_writable(arguments.compact / compact.WEIGHTS)
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +86,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     found = pruning.dead.report(asked.scene, batches["train"])
     print(pruning.dead.table(found), end="\n\n")
-    taken = replacing.means(asked, batches["train"])
+    lean = _lean(asked, found, batches, arguments.compact)
+    taken = _means(asked, batches["train"])
     wanted = replacing.orders(asked, batches["train"])
     total = sum(maps.module_widths(asked.scene.module).values())
     removed = [0, *(round(share * total) for share in _SHARES)]
@@ -94,8 +107,34 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             group: {kind: mask.nonzero()[0].tolist() for kind, mask in each._asdict().items()}
             for group, each in found.items()
         },
+        "without_dead": lean,
         "curves": curves,
     }
+
+
+def _lean(
+    asked: Subject, found: Mapping[str, Dead], batches: Batches, directory: Path | None
+) -> dict[str, Any]:
+    """Cuts the dead units out, says what is left, and writes it where a directory is given."""
+    lean = bury.without(asked, found, batches["train"])
+    before, after = (bury.facts(each, batches["test"]) for each in (asked, lean.asked))
+    gone = sum(before["widths"].values()) - sum(after["widths"].values())
+    print(
+        f"without its {gone} zero and constant units: {before['params']:,} -> {after['params']:,} "
+        f"parameters, {before['macs']:,} -> {after['macs']:,} MACs, test accuracy "
+        f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}\n"
+    )
+    if directory is not None:
+        compact.save(directory, lean.asked.scene.module, lean.asked.model)
+    return {"units": gone, "folded": lean.folded, "before": before, "after": after}
+
+
+def _means(asked: Subject, batches: Sequence[Mapping[str, Array]]) -> replacing.Means | None:
+    try:
+        return replacing.means(asked, batches)
+    except CannotFoldError as error:
+        print(f"units are cut out plainly, their means are not folded: {error}\n")
+        return None
 
 
 def _tell(display: Display, done: Iterator[int], name: str) -> None:

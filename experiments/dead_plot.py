@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.dead_tables import Row, curves
+from experiments.dead_tables import Row, curves, ways
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
 
 _COLOURS = {
@@ -39,7 +39,8 @@ def draw(found: Mapping[str, Any]) -> Figure:
     right.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
     for name, colour in _COLOURS.items():
         right.plot([], [], color=colour, label=name)
-    for how, line in _HOW.items():
+    for how in ways(points):
+        line = _HOW[how]
         right.plot([], [], line, color=GREY, label=f"{how} removal" if how == "plain" else how)
     figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=6)
     return figure
@@ -48,9 +49,9 @@ def draw(found: Mapping[str, Any]) -> Figure:
 def _panel(axes: Axes, points: Mapping[str, Sequence[Row]], units: int, key: str) -> None:
     for name, rows in points.items():
         share = [row["removed"] / units for row in rows]
-        for how, line in _HOW.items():
+        for how in ways(points):
             heights = [row[how][key] for row in rows]
-            axes.plot(share, heights, line, color=_COLOURS[name], linewidth=1.6)
+            axes.plot(share, heights, _HOW[how], color=_COLOURS[name], linewidth=1.6)
     style(axes).set_ylabel(f"test {key}", fontsize=10)
     axes.set_xlabel("units gone", fontsize=10)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))

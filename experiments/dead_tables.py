@@ -49,7 +49,7 @@ def table(found: Mapping[str, Any], key: str) -> Table:
       key: "loss" or "accuracy".
     """
     shown = Table(
-        title=f"test {key}: plain / folded",
+        title=f"test {key}: {' / '.join(ways(found['curves']))}",
         title_justify="left",
         caption="nothing is retrained; random is a mean over draws",
         caption_justify="left",
@@ -63,15 +63,25 @@ def table(found: Mapping[str, Any], key: str) -> Table:
 
 
 def _cells(found: Mapping[str, Any], key: str) -> tuple[list[str], list[list[str]]]:
-    """Names of orders; per number of units that went: that, then plain / folded by order."""
+    """Names of orders; per number of units that went: that, then each way of removal by order."""
     points = curves(found["curves"])
     form = "{:.1%}" if key == "accuracy" else "{:.3f}"
     cells = []
     for rows in zip(*points.values(), strict=True):
         gone = rows[0]["removed"]
-        pairs = [[form.format(row[how][key]) for how in ("plain", "folded")] for row in rows]
+        pairs = [[form.format(row[how][key]) for how in ways(points)] for row in rows]
         cells.append([f"{gone} ({gone / found['units']:.0%})", *map(" / ".join, pairs)])
     return list(points), cells
+
+
+def ways(found: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+    """How units were removed: plainly, and with their means folded where the network can fold.
+
+    Args:
+      found: of `replacing.curve`, by order.
+    """
+    first = next(iter(found.values()))[0]
+    return tuple(how for how in ("plain", "folded") if how in first)
 
 
 def curves(found: Mapping[str, Sequence[Row]]) -> dict[str, list[dict[str, Any]]]:
@@ -97,6 +107,7 @@ def _mean(each: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
                     for key in ("loss", "accuracy")
                 }
                 for how in ("plain", "folded")
+                if how in rows[0]
             },
         }
         for rows in zip(*each, strict=True)

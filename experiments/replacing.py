@@ -72,7 +72,7 @@ def means(asked: Subject, batches: Batches) -> Means:
     """Means of what every layer reads, over training images.
 
     Raises:
-      ValueError: a network that cannot fold, named by layer.
+      CannotFoldError: a network that cannot fold, named by layer.
     """
     scene, images = asked.scene, [batch["image"] for batch in batches]
     ways = folding.routes(scene.module, scene.channels, images[0], maps.module_widths(scene.module))
@@ -83,7 +83,7 @@ def curve(
     asked: Subject,
     order: removal.Order,
     removed: Sequence[int],
-    taken: Means,
+    taken: Means | None,
     batches: Batches,
     report: Callable[[], None],
 ) -> list[dict[str, Any]]:
@@ -93,22 +93,27 @@ def curve(
       asked: the trained network.
       order: of removal.
       removed: how many are gone at each point.
-      taken: of `means`.
+      taken: of `means`; None: units are cut out plainly.
       batches: images that loss and accuracy are of.
       report: called after every point.
 
     Returns:
-      Per point ``removed``, and ``loss`` and ``accuracy`` of ``plain`` and ``folded``.
+      Per point ``removed``, and ``loss`` and ``accuracy`` of ``plain`` and, where means were
+      taken, of ``folded``.
     """
     widths = maps.module_widths(asked.scene.module)
-    fold = jax.jit(partial(folding.folded, ways=taken.ways))
+    own = (asked.scene.params, asked.scene.model_state)
+    fold = (
+        None
+        if taken is None
+        else jax.jit(partial(folding.folded, *own, taken.inputs, ways=taken.ways))
+    )
     found = []
     for count in removed:
         seen = masks.of(_kept(order[:count], widths), widths)
-        own = (asked.scene.params, asked.scene.model_state)
-        row: dict[str, Any] = {"removed": count}
-        for how, trees in (("plain", own), ("folded", fold(*own, taken.inputs, seen))):
-            row[how] = _judged(asked, trees, seen, batches)
+        row: dict[str, Any] = {"removed": count, "plain": _judged(asked, own, seen, batches)}
+        if fold is not None:
+            row["folded"] = _judged(asked, fold(seen), seen, batches)
         found.append(row)
         report()
     return found

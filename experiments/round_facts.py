@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dce_jax import channels as maps
 from dce_jax.budget import Budget
 from dce_jax.pruning import costs
-from experiments import pruners, rounds
+from experiments import pruners, rounds, scoring
 from experiments.ranking import scored_macs
 from experiments.setup import Run
 
@@ -57,8 +57,9 @@ def extra_macs(run: Run) -> int:
 
 def _pass_macs(run: Run, budget: Budget) -> int:
     """MACs that reading the criterion off one batch took at a budget."""
-    signal = rounds.criterion(run, budget)
-    if rounds.pace_of(run).pruner.watch and not signal.own_pass:
+    pruner = rounds.pace_of(run).pruner
+    signal = scoring.unscaled(run, pruner.criterion, budget)
+    if pruner.watch and not signal.own_pass:
         return 0
     example = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
     thin = maps.with_widths(run.module, budget.compact)

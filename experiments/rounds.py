@@ -13,7 +13,7 @@ from dce_jax.budget import Budget, from_widths
 from dce_jax.pruning import Latents, Names, Watched
 from dce_jax.pruning.choose import Kept
 from dce_jax.training import LoopState
-from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, Selection, Signal
+from dce_jax.types import Array, Evidence, LossFn, PyTree, Rewards, Selection
 from experiments import folds, optimizers, pacing, pruners, scoring
 from experiments import placement as placing
 from experiments.pacing import Pace
@@ -98,14 +98,9 @@ def watching(run: Run, done: int) -> bool:
     return bool(coming) and done >= coming[0] - pace_of(run).pruner.watch
 
 
-def criterion(run: Run, budget: Budget) -> Signal:
-    """What says of a channel of the network at a budget's widths what it is worth."""
-    return make_signal(pace_of(run).pruner.criterion, run.module, run.channels, budget)
-
-
 def watched_step(run: Run) -> Any:
     """`pruning.watch` of a run at its present budget: ``(watched, data) -> (watched, metrics)``."""
-    signal = criterion(run, run.budget)
+    signal = scoring.unscaled(run, pace_of(run).pruner.criterion, run.budget)
     gates = scoring.gates(run, run.thin, signal)
     return partial(pruning.watch, run.tx, run.loss, batch_fn(run), signal, gates)
 
@@ -204,16 +199,18 @@ def _teaching(run: Run) -> bool:
 
 def _saliencies(run: Run, programs: Programs, state: Pruning) -> dict[str, np.ndarray]:
     """What each of the channels that are there is worth, on the host."""
-    pruner, signal = pace_of(run).pruner, criterion(run, run.budget)
+    pruner = pace_of(run).pruner
     found: Rewards
     if pruner.criterion in pruners.FREE:
+        signal = make_signal(pruner.criterion, run.module, run.channels, run.budget)
         found = placing.local(run.placement, signal.value(Evidence(state.loop.params, {}, {})))
     elif pruner.watch:
         seen = Watched(state.loop, state.sums, state.taken)
-        found = placing.local(run.placement, pruning.means(seen))
+        means = placing.local(run.placement, pruning.means(seen))
+        found = scoring.scaled(run, pruner.criterion, run.budget, state.loop, means)
     else:
         name = f"score, budget {len(run.plans)}"
-        asked = scoring.Asked(name, signal, run.thin, pruner.scoring)
+        asked = scoring.Asked(name, pruner.criterion, run.budget, pruner.scoring)
         found = scoring.averaged(run, programs, state.loop, asked)
     return {group: np.asarray(values, np.float64) for group, values in found.items()}
 

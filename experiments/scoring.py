@@ -1,4 +1,4 @@
-"""Saliencies of a whole network at the moment of a plan, unscaled."""
+"""Saliencies of a whole network at the moment of a plan or a round."""
 
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 from dce_jax import budget as budgets
 from dce_jax import channels as maps
-from dce_jax import forward, pruning, saliency, training
+from dce_jax import forward, pruning, saliency, signals, training
 from dce_jax.budget import Budget
 from dce_jax.training import LoopState
 from dce_jax.types import Array, Evidence, PyTree, Rewards, Signal
@@ -36,11 +36,11 @@ def saliencies(run: Run, programs: Programs, loop: LoopState) -> Rewards:
       may be negative is moved so that the smallest value of all groups is 0.
     """
     full = budgets.full(run.budget.full)
-    signal = make_signal(run.config.signal, run.module, run.channels, full)
-    asked = Asked("score", signal, run.module, run.config.scoring)
+    asked = Asked("score", run.config.signal, full, run.config.scoring)
     means = averaged(run, programs, loop, asked)
     if run.latents is None:
-        return saliency.from_zero(means) if signal.signed else means
+        signed = unscaled(run, asked.criterion, full).signed
+        return saliency.from_zero(means) if signed else means
     found = pruning.compensated({g: np.asarray(v) for g, v in means.items()}, run.latents)
     return saliency.from_zero({g: jnp.asarray(v, jnp.float32) for g, v in found.items()})
 
@@ -50,25 +50,25 @@ class Asked(NamedTuple):
 
     Attributes:
       name: of the program.
-      signal: what a channel is worth, at the widths of ``module``.
-      module: the network.
+      criterion: name of the signal that says what a channel is worth.
+      budget: whose compact widths the network has.
       batches: how many of the first training images.
     """
 
     name: str
-    signal: Signal
-    module: nn.Module
+    criterion: str
+    budget: Budget
     batches: int
 
 
 def averaged(run: Run, programs: Programs, loop: LoopState, asked: Asked) -> Rewards:
-    """A signal's mean over the first training images; nothing is updated.
+    """A signal of the first training images, all together; nothing is updated.
 
     Args:
       run: its data and placement.
       programs: where the compiled program is kept.
       loop: the network that is asked.
-      asked: signal and network.
+      asked: signal and widths.
 
     Returns:
       Group -> float[C], on the signal's own scale.
@@ -79,19 +79,52 @@ def averaged(run: Run, programs: Programs, loop: LoopState, asked: Asked) -> Rew
         examples=asked.batches * run.config.batch_size,
         batch_size=run.config.batch_size,
     )
-    score, cut = partial(_batch_saliencies, run, asked), partial(placing.cut, run.placement)
+    signal = unscaled(run, asked.criterion, asked.budget)
+    thin = maps.with_widths(run.module, asked.budget.compact)
+    score, cut = partial(_batch_saliencies, run, thin, signal), partial(placing.cut, run.placement)
     found = [call(programs, asked.name, score, loop, cut(batch)) for batch in batches]
     means = jax.tree.map(lambda *values: jnp.mean(jnp.stack(values), axis=0), *found)
-    return placing.local(run.placement, means)
+    return scaled(run, asked.criterion, asked.budget, loop, placing.local(run.placement, means))
 
 
-def _batch_saliencies(run: Run, asked: Asked, loop: LoopState, batch: dict[str, Array]) -> Rewards:
-    signal = asked.signal
+def unscaled(run: Run, criterion: str, budget: Budget) -> Signal:
+    """What to take the mean of over batches or steps, before it is `scaled`.
+
+    Args:
+      run: its network.
+      criterion: name of a signal.
+      budget: whose slabs are judged.
+    """
+    return make_signal(signals.unscaled(criterion), run.module, run.channels, budget)
+
+
+def scaled(run: Run, criterion: str, budget: Budget, loop: LoopState, means: Rewards) -> Rewards:
+    """A signal from the means of its `unscaled` one.
+
+    Args:
+      run: its network and the shape of its images.
+      criterion: name of the signal.
+      budget: whose slabs are judged.
+      loop: the network at those widths.
+      means: group -> float[K].
+    """
+    thin = maps.with_widths(run.module, budget.compact)
+    example = {
+        "image": jnp.zeros((1, *run.data.image_shape), jnp.float32),
+        "label": jnp.zeros(1, jnp.int32),
+    }
+    scene = signals.Scene(thin, run.channels, loop.params, loop.model_state, example)
+    return signals.scaled(criterion, scene, means)
+
+
+def _batch_saliencies(
+    run: Run, module: nn.Module, signal: Signal, loop: LoopState, batch: dict[str, Array]
+) -> Rewards:
     if signal.own_pass:
         key = jax.random.fold_in(loop.key, loop.step)
         return signal.value(Evidence(loop.params, {}, {}, loop.model_state, batch, key))
-    loss = placing.loss(run.placement, forward.classification_loss(asked.module))
-    evidence, _, _ = training.evidence_of(loss, loop, batch, gates(run, asked.module, signal))
+    loss = placing.loss(run.placement, forward.classification_loss(module))
+    evidence, _, _ = training.evidence_of(loss, loop, batch, gates(run, module, signal))
     return signal.value(evidence)
 
 

@@ -25,11 +25,13 @@ class Subject(NamedTuple):
       result: the run's ``result.json``.
       scene: the network, at the widths that it ended with; without a batch.
       data: the run's data set.
+      model: the compact model that the network is.
     """
 
     result: dict[str, Any]
     scene: Scene
     data: DataSet
+    model: compact.Compact
 
 
 def read(workdir: Path, data_dir: str | None) -> Subject:
@@ -51,7 +53,7 @@ def read(workdir: Path, data_dir: str | None) -> Subject:
     state = {name: tree for name, tree in model.variables.items() if name != "params"}
     example = jax.ShapeDtypeStruct((2, *images.image_shape), jnp.float32)
     scene = Scene(module, channel_map(module, example), model.variables["params"], state)
-    return Subject(result, scene, images)
+    return Subject(result, scene, images, model)
 
 
 def facts(subject: Subject) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from families import TINY, data, example
 from flax.core import FrozenDict
 from nets import CLASSES, FlattenNet, batch, split, variables
 
-from dce_jax import channels, forward, networks
+from dce_jax import channels, compact, forward, networks, pruning
+from dce_jax.budget import from_widths
 from dce_jax.pruning import dead
 from dce_jax.signals import Scene
 
@@ -164,6 +165,46 @@ def test_the_table_counts_every_group_and_all_of_them():
         ["all", "15", "1", "1", "1", "13.3%"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_without_zero_and_constant_units_the_network_computes_what_it_did():
+    params = changed("conv1", 2, kernel=0.0, bias=-1.0)  # zero behind the ReLU
+    params = changed("dense0", 1, kernel=0.0, bias=2.0, params=params)  # constant
+    params = changed("dense0", 4, kernel=0.0, bias=-2.0, params=params)
+    params["head"] = {**params["head"], "kernel": params["head"]["kernel"].at[3].set(0.0)}
+    report = found(params)
+    assert who(report)["dense0"] == [[4], [1], [1, 3, 4]]  # 3 is never heard: it learns nothing
+    kept = dead.survivors(report)
+    assert {g: each.tolist() for g, each in kept.items()} == {
+        "conv0": [0, 1, 2, 3],
+        "conv1": [0, 1, 3, 4],
+        "dense0": [0, 2, 3, 5],
+    }
+    images = [each["image"] for each in batches()]
+    folded, _ = pruning.fold(Scene(LENET, mapped(LENET), params, {}), images, kept)
+    narrow = {group: len(each) for group, each in kept.items()}
+    small = compact.extract(
+        mapped(LENET), from_widths(LENET.widths, narrow), {"params": folded}, kept
+    )
+    thin = channels.with_widths(LENET, narrow)
+    for x in images:
+        before = forward.apply(LENET, params, {}, x, train=False)[0]
+        after = forward.apply(thin, small.variables["params"], {}, x, train=False)[0]
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_of_dead_units_keeps_its_first_ones():
+    def judged(zero, constant):
+        never = np.ones(4, bool)
+        return dead.Dead(np.asarray(zero, bool), np.asarray(constant, bool), never)
+
+    report = {"a": judged([1, 1, 0, 1], [0, 0, 1, 0]), "b": judged([0, 1, 0, 0], [0, 0, 0, 1])}
+    for least, expected in ((1, {"a": [0], "b": [0, 2]}), (3, {"a": [0, 1, 2], "b": [0, 1, 2]})):
+        found = dead.survivors(report, least=least)
+        assert {group: each.tolist() for group, each in found.items()} == expected
+        assert all(each.dtype == np.int32 for each in found.values())
+    with pytest.raises(ValueError, match="least is 0: a group keeps at least 1 channel"):
+        dead.survivors(report, least=0)
 
 
 def test_bad_input_is_refused():

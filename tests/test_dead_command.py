@@ -1,14 +1,18 @@
 """The command that tells of dead units and of what removing units costs."""
 
 import json
+import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import runs
 
-from dce_jax import channels, compact, forward, pruning
+from dce_jax import channels, compact, forward, networks, pruning
 from dce_jax.budget import from_widths
+from dce_jax.networks import VGG, ResNet
+from dce_jax.networks.stages import group_widths
 from dce_jax.signals import parse, value
 from experiments import dead, dead_tables, removal, replacing, subject
 
@@ -85,6 +89,79 @@ def test_orders_are_those_of_the_scores(measured):
         worth = {g: np.asarray(v) for g, v in value(parse(formula), scene).items()}
         assert orders[name] == removal.order(worth)
     assert len({orders[f"random {draw}"] for draw in range(3)}) == 3
+
+
+def silenced(workdir, to):
+    """A run like another, but channel 0 of conv1 gives 0 and channel 2 gives 1."""
+    module, model = compact.load(workdir / "compact", VGG)
+    params = dict(model.variables["params"])
+    norm = {name: np.array(leaf) for name, leaf in params["norm1"].items()}
+    norm["scale"][[0, 2]], norm["bias"][[0, 2]] = 0.0, (-1.0, 1.0)
+    params["norm1"] = norm
+    compact.save(
+        to / "compact", module, model._replace(variables={**model.variables, "params": params})
+    )
+    shutil.copy(workdir / "result.json", to)
+    return to
+
+
+def test_the_network_is_written_without_its_dead_units(lab, tmp_path, capsys):
+    found, workdir = lab.run(method="subset", keep=0.5)
+    words = ["--workdir", str(silenced(workdir, tmp_path)), *SIZES]
+    words += ["--json", str(tmp_path / "dead.json"), "--compact", str(tmp_path / "lean")]
+    assert dead.main(words) == 0
+    assert "without its 2 zero and constant units: " in capsys.readouterr().out
+    told = json.loads((tmp_path / "dead.json").read_text())["without_dead"]
+    assert (told["units"], told["folded"]) == (2, True)
+    assert told["before"]["widths"] == runs.HALF == found["widths"]
+    assert told["after"]["widths"] == {"conv0": 2, "conv1": 1}
+    assert told["after"]["macs"] == runs.macs(told["after"]["widths"])
+    np.testing.assert_allclose(told["after"]["loss"], told["before"]["loss"], rtol=1e-5)
+    # Its channels are the original network's, and it computes what the whole one does.
+    before, whole = compact.load(tmp_path / "compact", VGG)
+    after, lean = compact.load(tmp_path / "lean", VGG)
+    np.testing.assert_array_equal(lean.selection["conv1"], whole.selection["conv1"][[1]])
+    assert lean.budget.full == runs.FULL and lean.budget.compact == told["after"]["widths"]
+    assert told["after"]["params"] == sum(
+        leaf.size for leaf in jax.tree.leaves(lean.variables["params"])
+    )
+    images = np.random.default_rng(0).normal(size=(5, 4, 4, 1)).astype(np.float32)
+    logits = [
+        forward.apply(module, v["params"], {"batch_stats": v["batch_stats"]}, images, train=False)[
+            0
+        ]
+        for module, v in ((before, whole.variables), (after, lean.variables))
+    ]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_cannot_fold_is_cut_plainly(lab, tmp_path, monkeypatch, capsys):
+    _, workdir = lab.run(method="dense", steps=20)
+    joined = ResNet((1, 1), group_widths((1, 1), (2, 4)), 3, shortcut="padding")
+    monkeypatch.setitem(networks.NETWORKS, "tiny", lambda **_: joined)
+    variables = nn.unbox(joined.init(jax.random.key(0), np.zeros((2, 4, 4, 1), np.float32)))
+    params = variables["params"]
+    for norm in (params["norm"], params["stage0_block0"]["norm1"]):  # the stream's channel 0 is off
+        norm |= {"scale": norm["scale"].at[0].set(0.0), "bias": norm["bias"].at[0].set(-1.0)}
+    bud = from_widths(joined.widths, joined.widths)
+    whole = compact.Compact(variables, bud, compact.whole_selection(bud, {}))
+    compact.save(tmp_path / "compact", joined, whole)
+    shutil.copy(workdir / "result.json", tmp_path)
+    path, picture = tmp_path / "dead.json", tmp_path / "dead.svg"
+    words = ["--workdir", str(tmp_path), "--json", str(path), "--plot", str(picture), *SIZES]
+    assert dead.main(words) == 0
+    assert picture.read_text().lstrip().startswith("<?xml")
+    told = capsys.readouterr().out
+    assert "units are cut out plainly, their means are not folded: " in told
+    assert "test accuracy: plain" in told and "plain / folded" not in told
+    found = json.loads(path.read_text())
+    assert (found["without_dead"]["units"], found["without_dead"]["folded"]) == (1, False)
+    before, after = (found["without_dead"][when] for when in ("before", "after"))
+    np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-5)
+    assert after["widths"]["stage0"] == 1 and after["macs"] < before["macs"]
+    for rows in found["curves"].values():
+        assert [set(row) for row in rows] == [{"removed", "plain"}] * len(rows)
+    assert " / " not in dead_tables.tables([path])
 
 
 def test_random_orders_are_drawn_as_their_mean():

@@ -24,6 +24,7 @@ from experiments import (
     pruners,
     ranking,
     rounds,
+    scoring,
     slimming,
     sources,
     train,
@@ -101,14 +102,19 @@ def test_a_group_held_whole_loses_nothing_in_any_round(lab, allocation):
 
 
 @pytest.mark.parametrize(
-    "criterion", ["weights.taylor.sum.l2", "units.hessian_diag_approx2.sum.none", "activations.std"]
+    ("criterion", "mean_of", "norm"),
+    [
+        ("weights.taylor.sum.l2", "weights.taylor.sum.none", 2),
+        ("units.hessian_diag_approx2.sum.none", "units.hessian_diag_approx2.sum.none", None),
+        ("activations.std", "activations.std", None),
+    ],
 )
-def test_any_signal_can_say_who_goes(lab, criterion):
+def test_any_signal_can_say_who_goes(lab, criterion, mean_of, norm):
     run = runs.built(lab, **TAYLOR, criterion=criterion, penalty=0.0)
     state = advance(run, blocks.start(run), run.ends[0])
     full = runs.macs(runs.FULL)
     expected = pruning.greedy(
-        scored(run, state, criterion),
+        over_norm(scored(run, state, mean_of), norm),
         run.pace.macs,
         target=full * (runs.macs(runs.HALF) / full) ** 0.5,
         least={"conv0": 1, "conv1": 1},
@@ -224,10 +230,54 @@ def scored(run, state, criterion):
     return total
 
 
+def over_norm(values, norm):
+    if norm is None:
+        return values
+    return {group: each / np.linalg.norm(each, norm) for group, each in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "mean_of", "norm", "factor"),
+    [
+        ("molchanov_taylor", "activations.taylor.abs_sum.none", 2, 1),
+        ("weights.taylor.sum.l1", "weights.taylor.sum.none", 1, 1),
+        ("theis_fisher", "activations.taylor.sqr_sum.none", None, 0.5),
+        ("activations.std", "activations.std", None, 1),
+    ],
+)
+def test_the_mean_over_batches_comes_before_the_scaling(lab, criterion, mean_of, norm, factor):
+    run = runs.built(lab, **TAYLOR, criterion=criterion, penalty=0.0)
+    state = advance(run, blocks.start(run), run.ends[0])
+    asked = scoring.Asked("score", criterion, run.budget, 2)
+    found = scoring.averaged(run, Programs(), state.loop, asked)
+    each_alone = scored(run, state, criterion)
+    for group, values in over_norm(scored(run, state, mean_of), norm).items():
+        np.testing.assert_allclose(found[group], values * factor, rtol=1e-4)
+        far = np.abs(each_alone[group] / (values * factor) - 1).max()
+        assert (far > 1e-3) == (norm is not None), far
+
+
+def test_a_watched_criterion_is_scaled_after_its_last_step(lab):
+    run = runs.built(lab, **FISHER, criterion="units.taylor.sqr_sum.l2", penalty=0.0)
+    state = advance(run, blocks.start(run), run.ends[0])
+    length = {g: np.linalg.norm(np.asarray(each) / 3) for g, each in state.sums.items()}
+    full = runs.macs(runs.FULL)
+    expected = pruning.greedy(
+        {g: np.asarray(each, np.float64) / 3 / length[g] for g, each in state.sums.items()},
+        run.pace.macs,
+        target=full * (runs.macs(runs.HALF) / full) ** 0.5,
+        least={"conv0": 1, "conv1": 1},
+    )
+    assert all(not np.isclose(each, 1, atol=1e-2) for each in length.values())
+    _, small = rounds.prune(run, Programs(), state, run.ends[0])
+    for group, kept in expected.items():
+        np.testing.assert_array_equal(small.selection[group], kept)
+
+
 def test_the_first_round_removes_what_the_signal_and_the_greedy_choice_say(lab):
     run = runs.built(lab, **TAYLOR, penalty=0.5)
     state = advance(run, blocks.start(run), run.ends[0])
-    total = scored(run, state, "molchanov_taylor")
+    total = over_norm(scored(run, state, "activations.taylor.abs_sum.none"), 2)
     full = runs.macs(runs.FULL)
     target = full * (runs.macs(runs.HALF) / full) ** 0.5
     unit = full / 10  # of an average channel

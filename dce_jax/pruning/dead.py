@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dce_jax import channels as maps
+from dce_jax.pruning.choose import Kept
 from dce_jax.signals import reduction, sites
 from dce_jax.signals.algebra import Formula
 from dce_jax.signals.evaluate import value
@@ -166,6 +167,33 @@ def _check_finite(seen: Seen) -> None:
                     "network that overflows or diverged cannot be judged; go back to an earlier "
                     "checkpoint, or compute in float32"
                 )
+
+
+def survivors(dead: Mapping[str, Dead], *, least: int = 1) -> Kept:
+    """Channels that stay where those that give nothing, or one number, go.
+
+    With `pruning.fold` before they are cut, the network computes what it did, where folding is
+    exact. Units that only never learn stay: what they give may be needed.
+
+    Args:
+      dead: of `report`.
+      least: channels that a group keeps, be they all dead: the first ones.
+
+    Returns:
+      Group -> positions that stay, in order.
+
+    Raises:
+      ValueError: a floor below 1.
+    """
+    if least < 1:
+        raise ValueError(f"least is {least}: a group keeps at least 1 channel")
+    found = {}
+    for group, each in dead.items():
+        gone = each.zero | each.constant
+        in_turn = np.argsort(gone, kind="stable")  # the living first, each kind as they stand
+        stay = np.sort(in_turn[: max(least, int(np.sum(~gone)))])
+        found[group] = stay.astype(np.int32)
+    return found
 
 
 def table(dead: Mapping[str, Dead]) -> str:

@@ -35,6 +35,10 @@ _REMEDY = (
 )
 
 
+class CannotFoldError(ValueError):
+    """Channels are read where their mean can go nowhere."""
+
+
 class Route(NamedTuple):
     """Where the mean of what a layer reads goes.
 
@@ -70,8 +74,8 @@ def fold(
       Parameters and model state, at the widths that they had.
 
     Raises:
-      ValueError: no batches, an unknown group, or channels that are read where their mean cannot
-        go: see `routes`.
+      CannotFoldError: channels that are read where their mean cannot go: see `routes`.
+      ValueError: no batches, or an unknown group.
     """
     widths = maps.module_widths(scene.module)
     for group in kept:
@@ -94,9 +98,9 @@ def routes(
       groups: that lose channels.
 
     Raises:
-      ValueError: naming the layer and the remedy: one that is neither `nn.Conv` nor `nn.Dense`, or
-        that runs more than once; one whose output meets neither a bias nor a batch norm, as where
-        it is added to a residual stream.
+      CannotFoldError: naming the layer and the remedy: one that is neither `nn.Conv` nor
+        `nn.Dense`, or that runs more than once; one whose output meets neither a bias nor a batch
+        norm, as where it is added to a residual stream.
     """
     losing, ways = set(groups), []
     runs, norms = _traced(module, example)
@@ -106,7 +110,7 @@ def routes(
             continue
         layer, inputs = leaf.path[:-1], _input_groups(leaf)
         if inputs is None or runs.get(layer) != 1:
-            raise ValueError(
+            raise CannotFoldError(
                 f"{leaf.collection} leaf {maps.show(leaf.path)} reads groups that lose channels, "
                 "but is no kernel of an nn.Conv or nn.Dense that runs once, so the channels' mean "
                 f"cannot be folded there{_REMEDY}"
@@ -118,7 +122,7 @@ def routes(
         elif ("batch_stats", (*norm, "mean")) in vectors:
             ways.append(Route(layer, inputs, ("batch_stats", (*norm, "mean")), -1))
         else:
-            raise ValueError(
+            raise CannotFoldError(
                 f"layer {maps.show(layer)} reads groups that lose channels, but has no bias, and "
                 "its output goes straight into no batch norm, so the channels' mean cannot be "
                 f"folded there{_REMEDY}"

@@ -7,7 +7,7 @@ network with channel groups; `dce_jax.saliency` holds the signals that a trainin
 from dce_jax.signals.algebra import Formula, canonical, combinations, formulas, is_signed, parse
 from dce_jax.signals.curvature import diagonal, exact, hutchinson
 from dce_jax.signals.evaluate import averages, value, values
-from dce_jax.signals.rewards import check_name, names, other_names, signal
+from dce_jax.signals.rewards import check_name, names, other_names, scaled, signal, unscaled
 from dce_jax.signals.sites import Scene
 
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "names",
     "other_names",
     "parse",
+    "scaled",
     "signal",
+    "unscaled",
     "value",
     "values",
 ]

@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
 
 from dce_jax.channels import ChannelMap
-from dce_jax.signals import algebra, evaluate, extra, named, sites
+from dce_jax.signals import algebra, evaluate, extra, named, scaling, sites
 from dce_jax.signals.curvature import Curvature
 from dce_jax.signals.sites import Scene
 from dce_jax.types import Array, Evidence, Rewards, Signal
@@ -85,6 +86,49 @@ def signal(
     return Signal(name, False, of, signed=signed, own_pass=True)
 
 
+def unscaled(name: str) -> str:
+    """The signal whose mean over batches is to be taken before `scaled` gives what was asked for.
+
+    The l2 norm of a mean is not the mean of l2 norms, so a formula's scaling has to wait until all
+    examples are in. Other signals, and formulas that are not scaled, stay as they are.
+    """
+    found = _named(name)
+    if found is None or found.formula.scaling == "none":
+        return name
+    return str(replace(found.formula, scaling="none"))
+
+
+def scaled(name: str, scene: Scene, means: Rewards) -> Rewards:
+    """A signal from the means of its `unscaled` one.
+
+    Args:
+      name: of the signal that was asked for.
+      scene: the network; its batch gives the shape of an example.
+      means: group -> float[C], over all examples.
+
+    Returns:
+      Group -> float[C].
+
+    Raises:
+      ValueError: a group that nothing of the signal's base belongs to.
+    """
+    found = _named(name)
+    if found is None or unscaled(name) == name:
+        return means
+    divisors = scaling.counts(scene, found.formula.base, found.formula.scaling, name)
+    values = scaling.scaled(means, found.formula.scaling, divisors)
+    return {group: each * found.factor for group, each in values.items()}
+
+
+def _named(name: str) -> named.Named | None:
+    """The formula that a name stands for, None where it is no formula."""
+    if name in named.BY_NAME:
+        return named.BY_NAME[name]
+    if name.count(".") != 3:
+        return None
+    return named.Named(algebra.parse(name), 1.0, "")
+
+
 def _lookup(
     name: str, second: Curvature | None, chunk: int | None
 ) -> tuple[Callable[[Scene, Array], Rewards], bool]:
@@ -92,7 +136,7 @@ def _lookup(
     if name in extra.BY_NAME:
         found, signed = extra.BY_NAME[name]
         return lambda scene, key: found(scene, key, name), signed
-    formula, factor, _ = named.BY_NAME.get(name) or named.Named(algebra.parse(name), 1.0, "")
+    formula, factor, _ = _named(name) or named.Named(algebra.parse(name), 1.0, "")
 
     def value(scene: Scene, key: Array) -> Rewards:
         values = evaluate.value(formula, scene, second=second, key=key, chunk=chunk)
