@@ -1,6 +1,7 @@
 """Signals on the library's networks: against literal derivatives, gates, and each other."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -109,29 +110,70 @@ def literal(of, layers):
     ]
 
 
-@pytest.mark.parametrize("module", [VGG, TINY["projection"]], ids=["vgg", "resnet"])
-def test_sums_run_over_every_layer_that_produces_a_group(module):
-    of = of_network(module)
-    producers = {g: [p[:-1] for p in ps] for g, ps in channels.producers(of.channels).items()}
-    each = literal(of, {path for paths in producers.values() for path in paths})
-    if module is not VGG:
-        assert max(map(len, producers.values())) > 1  # a stream is written more than once
-    taylor = [signals.Formula("activations", "taylor", r, "none") for r in ("l1", "abs_sum")]
-    fisher = signals.Formula("activations", "hessian_diag_approx2", "l2", "none")
-    found = signals.values([*taylor, fisher], of)
-    for group, paths in producers.items():
-        f = [np.concatenate([flatten(x[p] * g[p]) for p in paths]) for x, g in each]
-        expected = {
-            taylor[0]: np.mean([np.abs(v).sum(axis=0) for v in f], axis=0),
-            taylor[1]: np.mean([np.abs(v.sum(axis=0)) for v in f], axis=0),
-            fisher: np.mean([(v**4).sum(axis=0) / 4 for v in f], axis=0),
-        }
-        for formula, values in expected.items():
-            close({group: found[formula][group]}, {group: values})
-
-
 def flatten(values):
     return values.reshape(-1, values.shape[-1])
+
+
+POINTS = {
+    "x": lambda x, _: x,
+    "g": lambda _, g: g,
+    "taylor": lambda x, g: -x * g,
+    "hessian_diag_approx2": lambda x, g: 0.5 * (x * g) ** 2,
+    "taylor_2nd_approx2": lambda x, g: -x * g + 0.5 * (x * g) ** 2,
+}
+REDUCED = {
+    "sum": lambda f: f.sum(axis=0),
+    "l1": lambda f: np.abs(f).sum(axis=0),
+    "l2": lambda f: (f**2).sum(axis=0),
+    "abs_sum": lambda f: np.abs(f.sum(axis=0)),
+    "sqr_sum": lambda f: f.sum(axis=0) ** 2,
+}
+DIVIDED = {
+    "none": lambda v: v,
+    "l1": lambda v: v / np.abs(v).sum(),
+    "l2": lambda v: v / np.sqrt((v**2).sum()),
+}
+
+
+def kernels_alone(of, paths):
+    """x and g of some kernels, the gradient of one example at a time."""
+
+    @jax.jit
+    @jax.grad
+    def slope(params, picture, label):
+        logits = of.module.apply({"params": params, **of.model_state}, picture[None])
+        return cross_entropy(logits, label[None])
+
+    def read(tree, path):
+        return np.asarray(functools.reduce(lambda node, key: node[key], path, tree), np.float64)
+
+    pairs = zip(of.batch["image"], of.batch["label"], strict=True)
+    slopes = [slope(of.params, *pair) for pair in pairs]
+    return [
+        ({p: read(of.params, p) for p in paths}, {p: read(s, p) for p in paths}) for s in slopes
+    ]
+
+
+@pytest.mark.one_set
+@pytest.mark.parametrize("base", ["activations", "weights"])
+@pytest.mark.parametrize("family", ["vgg", "projection", "preact", "mobile", "dense"])
+def test_every_first_order_signal_of_coupled_groups_is_its_literal_reference(family, base):
+    of = of_network(TINY[family])
+    producers = channels.producers(of.channels)
+    # A stream is written more than once.
+    assert family in ("vgg", "dense") or max(map(len, producers.values())) > 1
+    if base == "activations":
+        producers = {g: [path[:-1] for path in paths] for g, paths in producers.items()}
+    every = {path for paths in producers.values() for path in paths}
+    each = literal(of, every) if base == "activations" else kernels_alone(of, every)
+    names = [".".join((base, *rest)) for rest in itertools.product(POINTS, REDUCED, DIVIDED)]
+    found = values(names, of)
+    for group, paths in producers.items():
+        pairs = [[np.concatenate([flatten(t[p]) for p in paths]) for t in one] for one in each]
+        for name in names:
+            _, point, reduced, divided = name.split(".")
+            parts = [REDUCED[reduced](POINTS[point](*map(np.float64, pair))) for pair in pairs]
+            close({group: found[name][group]}, {group: DIVIDED[divided](np.mean(parts, axis=0))})
 
 
 def test_signals_are_of_inference_mode():
@@ -278,7 +320,8 @@ def test_rescaling_a_channel_and_its_consumer_leaves_taylor_and_fisher(channel, 
         params["conv_a"]["bias"] *= up
         params["conv_b"]["kernel"] /= up.reshape(1, 1, -1, 1)
         names = [
-            *(f"activations.{p}.l1.none" for p in RESCALED),
+            *(f"{base}.{p}.l1.none" for base in ("activations", "weights") for p in RESCALED),
+            *("weights.taylor.sqr_sum.none", "weights.taylor_2nd.sum.none"),
             *("activations.taylor.sqr_sum.none", "activations.x.l1.none", "activations.g.l1.none"),
         ]
         before, after = (values(names, of._replace(params=tree)) for tree in (of.params, params))
