@@ -23,7 +23,8 @@ class Cell(NamedTuple):
       method: of the main job.
       keep: fraction of every group's channels; 1.0 for dense.
       seed: of the run.
-      widths: learned by another run, as the config's ``widths``; '' where the budget decides.
+      widths: that another run ended with, as the config's ``widths``; '' where the budget decides.
+      whose: method of that run.
     """
 
     network: str
@@ -31,12 +32,14 @@ class Cell(NamedTuple):
     keep: float
     seed: int
     widths: str = ""
+    whose: str = "dce"
 
     @property
     def name(self) -> str:
         """The cell's name in files: ``vgg16-dce-keep0.5-seed0``."""
         keep = "" if self.method == "dense" else f"-keep{self.keep:g}"
-        learned = "-learned" if self.widths else ""
+        by = "" if self.whose == "dce" else f"-by-{self.whose}"
+        learned = f"-learned{by}" if self.widths else ""
         return f"{self.network}-{self.method}{learned}{keep}-seed{self.seed}"
 
 
@@ -53,12 +56,13 @@ def grid(
     return list(found)
 
 
-def at_learned_widths(cells: Sequence[Cell], learned: Path) -> list[Cell]:
-    """The same cells at the widths that ``dce`` learned with their network, keep and seed.
+def at_learned_widths(cells: Sequence[Cell], learned: Path, whose: str = "dce") -> list[Cell]:
+    """The same cells at the widths that a method ended with, with their network, keep and seed.
 
     Args:
       cells: of methods that do not learn widths themselves.
       learned: directory of a sweep's results.
+      whose: the method.
 
     Raises:
       ValueError: a method that has no use for given widths, or a result that is missing.
@@ -69,11 +73,12 @@ def at_learned_widths(cells: Sequence[Cell], learned: Path) -> list[Cell]:
             raise ValueError(
                 f"--widths-of is for scratch and subset, not for {cell.method}: give --methods"
             )
-        path = learned / f"{cell._replace(method='dce').name}.json"
+        path = learned / f"{cell._replace(method=whose).name}.json"
         if not path.exists():
             raise ValueError(f"no result {path} to take widths from: run its sweep first")
         widths = records.read_result(path)["widths"]
-        found.append(cell._replace(widths=",".join(f"{g}={k}" for g, k in widths.items())))
+        words = ",".join(f"{group}={width}" for group, width in widths.items())
+        found.append(cell._replace(widths=words, whose=whose))
     return found
 
 

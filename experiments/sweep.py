@@ -89,7 +89,7 @@ def sweep(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         arguments.seeds,
     )
     if arguments.widths_of:
-        wanted = cells.at_learned_widths(wanted, arguments.widths_of)
+        wanted = cells.at_learned_widths(wanted, arguments.widths_of, arguments.widths_by)
     todo = missing(wanted, arguments.config, arguments.set, arguments.out)
     say(f"{len(wanted)} cells, {len(todo)} to run")
     if arguments.list:
@@ -147,7 +147,13 @@ def _parser() -> argparse.ArgumentParser:
         "--widths-of",
         metavar="DIR",
         type=Path,
-        help="run scratch or subset at the widths that dce learned in this sweep's results",
+        help="run scratch or subset at the widths that another sweep's runs ended with",
+    )
+    parser.add_argument(
+        "--widths-by",
+        metavar="METHOD",
+        default="dce",
+        help="with --widths-of: of which method's runs, such as compensated (default dce)",
     )
     parser.add_argument(
         "--runs",

@@ -51,6 +51,21 @@ def test_rivals_train_at_the_widths_that_a_run_learned(tmp_path):
     assert found.allocation == "uniform"  # for rivals, whatever the sweep was told
 
 
+def test_rivals_train_at_the_widths_that_a_pruned_network_has(tmp_path):
+    pruned, widths = DCE._replace(method="taylor"), {"conv0": 5, "conv1": 7}
+    for cell, changes in ((DCE, {}), (pruned, {"method": "taylor", "widths": widths})):
+        result = fixture.result(**changes)
+        (tmp_path / f"{cell.name}.json").write_text(json.dumps(result))
+    (by_dce,) = cells.at_learned_widths([SCRATCH], tmp_path)
+    (by_taylor,) = cells.at_learned_widths([SCRATCH], tmp_path, "taylor")
+    assert by_taylor.name == "vgg-digits-scratch-learned-by-taylor-keep0.5-seed0"
+    assert config.parse_widths(by_taylor.widths) == widths != config.parse_widths(by_dce.widths)
+    base = ["--config", str(CONFIG), "--out", str(tmp_path / "out"), "--methods", "scratch"]
+    words = ["--widths-of", str(tmp_path), "--widths-by", "fisher"]
+    assert sweep.main([*base, *words]) == 2  # no such result
+    assert sweep.main([*base, *words[:-1], "taylor", "--set", "dataset=digits", "--list"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
