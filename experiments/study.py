@@ -16,7 +16,6 @@ from dce_jax import channels as maps
 from dce_jax import saliency, signals
 from dce_jax.parts import norm_parts
 from dce_jax.pruning import oracle as oracles
-from dce_jax.signals.algebra import OTHER_BASES
 from dce_jax.types import Evidence, Rewards
 from experiments import removal, subject
 from experiments.correlation import Agreement, Values, agreement, host
@@ -31,15 +30,22 @@ PUBLISHED = {
     "weights.x.l2.none": "L2 norm",
     "weights.x.l2.cardinality": "min weight",
     "activations.taylor.abs_sum.l2": "Taylor (Molchanov)",
+    "activations.taylor.abs_sum.elements": "the same, before the l2 norm",
     "activations.taylor.sqr_sum.none": "Fisher (Theis)",
     "centred_units.taylor.abs_sum.l2": "mean replacement (Evci)",
     "units.taylor.abs_sum.l2": "removal (Evci); Taylor behind the ReLU",
-    "units.taylor.abs_sum.none": "the same, not normalised",
+    "units.taylor.abs_sum.elements": "Taylor behind the ReLU, before the l2 norm",
+    "units.taylor.abs_sum.none": "Taylor behind the ReLU, summed over positions",
     "units.taylor.sqr_sum.none": "Fisher behind the ReLU",
-    "activations.apoz": "APoZ",
-    "activations.mean": "mean activation",
-    "activations.std": "deviation of activation",
-    "activations.mutual_information": "mutual information",
+    "centred.taylor.l1.none": "mean replacement (Evci's thesis)",
+    "units.apoz": "APoZ",
+    "units.mean": "mean activation",
+    "units.std": "deviation of activation",
+    "units.mutual_information": "mutual information",
+    "activations.apoz": "APoZ in front of the ReLU",
+    "activations.mean": "mean activation in front of the ReLU",
+    "activations.std": "deviation in front of the ReLU",
+    "activations.mutual_information": "mutual information in front of the ReLU",
     "weights.geometric_median": "geometric median",
     "norm_scale": "norm scale",
 }
@@ -82,8 +88,9 @@ def oracle(asked: Subject, sizes: Sizes, report: Report) -> dict[str, np.ndarray
 
 
 def algebra(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Values]:
-    """All 396 formulas and the published ones on other bases: name -> group -> float[C]."""
-    formulas = [*signals.formulas(), *map(signals.parse, filter(_on_other_base, PUBLISHED))]
+    """All 396 formulas and the published ones outside them: name -> group -> float[C]."""
+    outside = [name for name in PUBLISHED if name.count(".") == 3 and name not in signals.names()]
+    formulas = [*signals.formulas(), *map(signals.parse, outside)]
     found = signals.averages(
         formulas,
         asked.scene,
@@ -196,11 +203,6 @@ def study(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Any]:
         "signals": ranked,
         "curves": walks,
     }
-
-
-def _on_other_base(name: str) -> bool:
-    """Whether a name is a formula, but on a base that the 396 do not have."""
-    return name.count(".") == 3 and name.split(".")[0] in OTHER_BASES
 
 
 def _row(name: str, absolute: Agreement, signed: Agreement) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from nets import (
 from signal_nets import FULL, Stack, flat, scene
 
 from dce_jax import channels, cost, forward, networks, saliency, signals
-from dce_jax.signals import curvature, elements, scaling
+from dce_jax.signals import curvature, elements, scaling, sites
 
 SHAPE = (4, 4, 3)
 VGG = networks.VGG(depths=(1, 1), widths=FrozenDict(conv0=4, conv1=5), num_classes=3)
@@ -129,9 +129,10 @@ REDUCED = {
     "sqr_sum": lambda f: f.sum(axis=0) ** 2,
 }
 DIVIDED = {
-    "none": lambda v: v,
-    "l1": lambda v: v / np.abs(v).sum(),
-    "l2": lambda v: v / np.sqrt((v**2).sum()),
+    "none": lambda v, _: v,
+    "l1": lambda v, _: v / np.abs(v).sum(),
+    "l2": lambda v, _: v / np.sqrt((v**2).sum()),
+    "elements": lambda v, count: v / count,
 }
 
 
@@ -173,7 +174,8 @@ def test_every_first_order_signal_of_coupled_groups_is_its_literal_reference(fam
         for name in names:
             _, point, reduced, divided = name.split(".")
             parts = [REDUCED[reduced](POINTS[point](*map(np.float64, pair))) for pair in pairs]
-            close({group: found[name][group]}, {group: DIVIDED[divided](np.mean(parts, axis=0))})
+            expected = DIVIDED[divided](np.mean(parts, axis=0), len(pairs[0][0]))
+            close({group: found[name][group]}, {group: expected})
 
 
 def test_signals_are_of_inference_mode():
@@ -389,6 +391,18 @@ def test_cardinalities_follow_the_inputs_that_exist_or_that_are_active():
     second = module.widths["stage1_block0_conv0"]
     assert whole["weights"]["stage1"] == 9 * second + 4
     assert active["activations"]["stage1"] == 4 * (second + 2)
+
+
+def test_units_elements_are_the_positions_of_all_their_gates():
+    of = of_network(TINY["projection"])  # 8x8 images; a stream is gated in each block's front
+    found = scaling.elements(of, "units", of.module.widths, "s")
+    places = [
+        (path, site.shape)
+        for path, site in sites.checked(of, "units", "s").items()
+        if "stage0" in site.places
+    ]
+    assert found["stage0"] == sum(h * w for _, (h, w, _) in places) and len(places) > 1
+    assert found["stage0_block0_conv0"] == SHAPE[0] * SHAPE[1]
 
 
 # What is refused.

@@ -147,6 +147,7 @@ PUBLISHED = {
     "l2_norm": lambda g: per_filter(g, lambda w: np.linalg.norm(w, axis=0) ** 2),
     "min_weight": lambda g: per_filter(g, lambda w: np.mean(w**2, axis=0)),
     "molchanov_taylor": lambda g: by_l2(per_map(g, lambda z, d: np.abs(np.mean(d * z, axis=0)))),
+    "molchanov_taylor_mean": lambda g: per_map(g, lambda z, d: np.abs(np.mean(d * z, axis=0))),
     "theis_fisher": lambda g: per_map(g, lambda a, d: 0.5 * np.sum(-a * d, axis=0) ** 2),
     "evci_removal": lambda g: by_l2(
         per_map(g, lambda a, d: np.abs(np.mean(-a * d, axis=0)), "units")

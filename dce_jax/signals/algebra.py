@@ -29,6 +29,8 @@ POINTWISE = (
 )
 REDUCTIONS = ("sum", "l1", "l2", "abs_sum", "sqr_sum")
 SCALINGS = ("none", "l1", "l2", "cardinality", "active_cardinality", "weights_removed")
+OTHER_SCALINGS = ("elements",)
+"""How many elements a channel has: its sum becomes their mean, as in Molchanov et al. 2017."""
 
 Signs: TypeAlias = Collection[tuple[str, str]]
 """``(base, pointwise)`` pairs whose values are known not to be negative."""
@@ -56,7 +58,7 @@ class Formula:
       base: what ``x`` is: of `BASES` or `OTHER_BASES`.
       pointwise: ``f(x, g, h)``, of `POINTWISE`.
       reduction: over the elements of a channel, per example, before the mean: of `REDUCTIONS`.
-      scaling: of a group's values: of `SCALINGS`.
+      scaling: of a group's values: of `SCALINGS` or `OTHER_SCALINGS`.
     """
 
     base: str
@@ -77,7 +79,7 @@ _COMPONENTS: dict[str, tuple[str, ...]] = {
     "base": _EVERY_BASE,
     "pointwise": POINTWISE,
     "reduction": REDUCTIONS,
-    "scaling": SCALINGS,
+    "scaling": (*SCALINGS, *OTHER_SCALINGS),
 }
 
 
@@ -111,15 +113,24 @@ def canonical(formula: Formula, signs: Signs = ALWAYS) -> Formula:
     return formula
 
 
-def combinations(bases: Sequence[str] = BASES) -> tuple[Formula, ...]:
+def combinations(
+    bases: Sequence[str] = BASES, scalings: Sequence[str] = SCALINGS
+) -> tuple[Formula, ...]:
     """Every spelling: 210 per base, 420 with both."""
-    every = itertools.product(bases, POINTWISE, REDUCTIONS, SCALINGS)
+    every = itertools.product(bases, POINTWISE, REDUCTIONS, scalings)
     return tuple(itertools.starmap(Formula, every))
 
 
-def formulas(bases: Sequence[str] = BASES, signs: Signs = ALWAYS) -> tuple[Formula, ...]:
+def formulas(
+    bases: Sequence[str] = BASES, signs: Signs = ALWAYS, scalings: Sequence[str] = SCALINGS
+) -> tuple[Formula, ...]:
     """Every formula once, in canonical spelling and fixed order: 396 with the defaults."""
-    return tuple(dict.fromkeys(canonical(f, signs) for f in combinations(bases)))
+    return tuple(dict.fromkeys(canonical(f, signs) for f in combinations(bases, scalings)))
+
+
+def others() -> tuple[Formula, ...]:
+    """Formulas outside the 396: of another base, or of another scaling."""
+    return (*formulas(OTHER_BASES), *formulas(_EVERY_BASE, scalings=OTHER_SCALINGS))
 
 
 def twin(formula: Formula) -> Formula | None:

@@ -34,6 +34,11 @@ BY_NAME: dict[str, Named] = {
         1.0,
         "Molchanov et al. 2017, with their l2 norm per layer, which takes out the mean over M",
     ),
+    "molchanov_taylor_mean": Named(
+        parse("activations.taylor.abs_sum.elements"),
+        1.0,
+        "Molchanov et al. 2017, before their l2 norm: the mean over a map's M positions",
+    ),
     "theis_fisher": Named(
         parse("activations.taylor.sqr_sum.none"), 0.5, "Theis et al. 2018, per feature map"
     ),

@@ -1,6 +1,7 @@
 """Scalings: what the values of a channel group are divided by.
 
-All but l1 and l2 divide by a count that is one number per group. Cardinalities are coded as in the
+All but l1 and l2 divide by a count that is one number per group. ``elements`` is ours: it makes a
+channel's sum the mean over its elements. Cardinalities are coded as in the
 scripts of Persand et al. (arXiv 1906.04675): a kernel counts its inputs times its positions, an
 activation the inputs of its layer times its own positions.
 """
@@ -51,9 +52,29 @@ def counts(scene: Scene, base: str, scaling: str, signal: str) -> dict[str, int]
         return {group: weights_removed(scene.channels, active, group) for group in active}
     if scaling == "cardinality":
         return cardinality(scene, base, scene.channels.full, signal)
+    if scaling == "elements":
+        return elements(scene, base, active, signal)
     if scaling == "active_cardinality":
         return cardinality(scene, base, active, signal)
     return {}
+
+
+def elements(scene: Scene, base: str, widths: Widths, signal: str) -> dict[str, int]:
+    """How many numbers a channel of every group is, for one example: all its sites together.
+
+    Args:
+      scene: the network.
+      base: name of the base.
+      widths: group -> channels that count as inputs of a kernel.
+      signal: for messages.
+    """
+    if base == "weights":
+        return cardinality(scene, base, widths, signal)
+    found = dict.fromkeys(widths, 0)
+    for site in sites.checked(scene, base, signal).values():
+        for group in site.places:
+            found[group] += math.prod(site.shape[:-1])
+    return found
 
 
 def cardinality(scene: Scene, base: str, widths: Widths, signal: str) -> dict[str, int]:
