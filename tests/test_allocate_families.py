@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ranking import heads, rungs
 
-from dce_jax import allocate
+from dce_jax import allocate, networks
 
 pytestmark = pytest.mark.one_set
 
@@ -106,6 +106,35 @@ def test_the_counted_costs_lead_to_the_same_budget(family, cost):
     found = allocate.budget(widths, saliencies, 0.5, cost_of)
     assert all(one == other for one, other in seen) and len(set(seen)) > 3
     assert found == allocate.budget(widths, saliencies, 0.5, expected)
+
+
+SIZES = {"resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "vgg-digits": 8}
+SIZES |= {"lenet5": 28, "lenet-small": 28}
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_every_published_network_meets_its_target_and_keeps_every_layer(name):
+    module = networks.build(name, num_classes=10)
+    widths, side = dict(module.widths), SIZES.get(name, 32)
+    depth = 1 if side in (8, 28) else 3
+    image = jax.ShapeDtypeStruct((2, side, side, depth), jnp.float32)
+    rng = np.random.default_rng(len(name))
+    # Groups whole decades apart: without a floor the least would go down to one channel.
+    saliencies = {g: rng.random(c) * 10.0 ** rng.integers(-3, 3) for g, c in widths.items()}
+    for cost, cost_of in quick(module, image).items():
+        for fraction, multiple_of in ((0.5, 1), (0.25, 1), (0.25, 4)):
+            found = allocate.budget(
+                widths, saliencies, fraction, cost_of, multiple_of=multiple_of, floor=0.1
+            ).compact
+            target = fraction * cost_of(widths)
+            more = [
+                cost_of({**found, group: min(width, found[group] + multiple_of)})
+                for group, width in widths.items()
+            ]
+            assert cost_of(found) <= target < max(more), (cost, fraction)
+            assert all(found[g] >= math.ceil(0.1 * width) for g, width in widths.items())
+        alone = allocate.budget(widths, saliencies, 0.1, cost_of).compact
+        assert min(alone[group] / width for group, width in widths.items()) < 0.1
 
 
 def drawn(family, seed):
