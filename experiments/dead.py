@@ -9,7 +9,8 @@ The network is that of a finished run, any method's; one to begin with (two minu
 
 First comes the report: units that are zero, constant, or never learn, on training images. Then
 units are removed, more and more, with no retraining, by Evci's removal score and mean replacement
-score, by L1 norm and at random; test loss and accuracy are told of the network as it is cut and of
+score, by L1 norm and at random, and with `--measured` by what each unit's removal and mean
+replacement alone really cost; test loss and accuracy are told of the network as it is cut and of
 the one whose biases took the means of what went, where the network has biases or norms to take
 them. `--compact DIR` writes the network without its zero and constant units.
 """
@@ -31,7 +32,7 @@ from dce_jax import compact, pruning
 from dce_jax.pruning.dead import Dead
 from dce_jax.pruning.folding import CannotFoldError
 from dce_jax.types import Array
-from experiments import bury, dead_plot, dead_tables, machine, output, replacing, subject
+from experiments import bury, dead_plot, dead_tables, machine, output, removal, replacing, subject
 from experiments.arguments import portable, status
 from experiments.display import Display, progress
 from experiments.subject import Subject
@@ -58,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument(
         "--compact", type=Path, metavar="DIR", help="write the network without its dead units here"
+    )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="also remove units in the order of their measured penalties, which costs a forward "
+        "pass of all --examples for every unit",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here: .png or .svg")
     for name, (default, text) in _SIZES.items():
@@ -88,8 +95,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     print(pruning.dead.table(found), end="\n\n")
     lean = _lean(asked, found, batches, arguments.compact)
     taken = _means(asked, batches["train"])
-    wanted = replacing.orders(asked, batches["train"])
     total = sum(maps.module_widths(asked.scene.module).values())
+    wanted = _orders(asked, batches["train"], total, measured=arguments.measured)
     removed = [0, *(round(share * total) for share in _SHARES)]
     removed = [n for n in dict.fromkeys(removed) if n <= len(next(iter(wanted.values())))]
     with progress("removing", len(wanted) * len(removed), facts="compiling") as display:
@@ -135,6 +142,17 @@ def _means(asked: Subject, batches: Sequence[Mapping[str, Array]]) -> replacing.
     except CannotFoldError as error:
         print(f"units are cut out plainly, their means are not folded: {error}\n")
         return None
+
+
+def _orders(
+    asked: Subject, batches: Sequence[Mapping[str, Array]], total: int, *, measured: bool
+) -> dict[str, removal.Order]:
+    if not measured:
+        return replacing.orders(asked, batches)
+    count = len(replacing.MEASURED) * total
+    with progress("measuring penalties", count, facts="compiling") as display:
+        done = itertools.count(1)
+        return replacing.orders(asked, batches, lambda name, *_: display.tell(next(done), name))
 
 
 def _tell(display: Display, done: Iterator[int], name: str) -> None:

@@ -8,12 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.dead_tables import Row, curves, ways
-from experiments.plots import BLUE, GREEN, GREY, ORANGE, style
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, style
 
 _COLOURS = {
     "removal score": ORANGE,
     "mean replacement score": GREEN,
     "l1 norm": BLUE,
+    "measured removal": PURPLE,
+    "measured mean replacement": SKY,
     "random": GREY,
 }
 _HOW = {"plain": "--", "folded": "-"}
@@ -37,12 +39,12 @@ def draw(found: Mapping[str, Any]) -> Figure:
     _panel(right, points, found["units"], "accuracy")
     left.set_yscale("log")
     right.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-    for name, colour in _COLOURS.items():
-        right.plot([], [], color=colour, label=name)
+    for name in points:
+        right.plot([], [], color=_COLOURS[name], label=name)
     for how in ways(points):
         line = _HOW[how]
         right.plot([], [], line, color=GREY, label=f"{how} removal" if how == "plain" else how)
-    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=6)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 

@@ -32,6 +32,12 @@ SCORES: dict[str, str] = {
 }
 """Name of an order -> the signal that makes it; l2 norms per layer make layers comparable."""
 
+MEASURED: dict[str, oracle.Replacement] = {
+    "measured removal": "zero",
+    "measured mean replacement": "mean",
+}
+"""Name of an order -> the penalty that makes it: the loss change when a unit alone goes."""
+
 DRAWS = 3
 """Random orders."""
 
@@ -48,12 +54,16 @@ class Means(NamedTuple):
     ways: tuple[Route, ...]
 
 
-def orders(asked: Subject, batches: Batches) -> dict[str, removal.Order]:
+def orders(
+    asked: Subject, batches: Batches, measured: Callable[[str, int, int], None] | None = None
+) -> dict[str, removal.Order]:
     """Order of removal -> units, least worth first.
 
     Args:
       asked: the trained network.
       batches: training images that scores are read off.
+      measured: penalties are measured, too, a forward pass of all images for each unit; called as
+        ``measured(name, done, units)`` after every one.
     """
     points = {
         name: named.BY_NAME[signal].formula if signal in named.BY_NAME else signals.parse(signal)
@@ -61,6 +71,11 @@ def orders(asked: Subject, batches: Batches) -> dict[str, removal.Order]:
     }
     values = signals.averages(list(points.values()), asked.scene, batches)
     found = {name: removal.order(host(values[point])) for name, point in points.items()}
+    if measured is not None:
+        for name, replacement in MEASURED.items():
+            tell = partial(measured, name)
+            worth = oracle.penalties(asked.scene, batches, replacement=replacement, report=tell)
+            found[name] = removal.order(worth)
     widths = maps.module_widths(asked.scene.module)
     for draw in range(DRAWS):
         random = np.random.default_rng(draw)

@@ -164,6 +164,24 @@ def test_a_network_that_cannot_fold_is_cut_plainly(lab, tmp_path, monkeypatch, c
     assert " / " not in dead_tables.tables([path])
 
 
+def test_units_go_by_their_measured_penalties_where_they_are_asked_for(lab, tmp_path):
+    _, workdir = lab.run(method="dense", steps=20)
+    path, picture = tmp_path / "dead.json", tmp_path / "dead.svg"
+    words = ["--workdir", str(workdir), "--json", str(path), "--plot", str(picture), "--measured"]
+    assert dead.main([*words, *SIZES]) == 0
+    curves = json.loads(path.read_text())["curves"]
+    asked = subject.read(workdir, None)
+    train = list(subject.batches(asked, "train", 32, 10))
+    orders = replacing.orders(asked, train, measured=lambda *_: None)
+    assert list(curves) == list(orders)
+    for name, replacement in (("measured removal", "zero"), ("measured mean replacement", "mean")):
+        worth = pruning.oracle.penalties(asked.scene, train, replacement=replacement)
+        assert orders[name] == removal.order(worth)
+        assert [row["removed"] for row in curves[name]] == [0, 1, 2, 3, 4, 5, 6, 7]
+        assert f"<!-- {name} -->" in picture.read_text()
+    assert orders["measured removal"] != orders["measured mean replacement"]
+
+
 def test_random_orders_are_drawn_as_their_mean():
     def rows(loss):
         return [{"removed": 2, **{how: {"loss": loss, "accuracy": 0.5} for how in HOW}}]
