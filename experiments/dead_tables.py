@@ -14,21 +14,38 @@ Row = Mapping[str, Any]
 
 
 def tables(paths: Sequence[Path]) -> str:
-    """Markdown tables of test accuracy as units go, one per file.
+    """Markdown tables of test accuracy as units go, one per network: means over its files.
 
     Args:
       paths: JSON files of ``experiments.dead``.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that holds no such curves.
+      ValueError: a file that holds no such curves, or files of one network that do not fit.
     """
-    return "\n\n".join(map(_markdown, map(_read, paths)))
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for found in map(_read, paths):
+        about = found["subject"]
+        alike.setdefault((about["network"], about["dataset"]), []).append(found)
+    return "\n\n".join(_markdown(_together(each)) for each in alike.values())
+
+
+def _together(each: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What several seeds of a network say on average."""
+    names = [list(found["curves"]) for found in each]
+    removed = [[row["removed"] for row in next(iter(f["curves"].values()))] for f in each]
+    if names.count(names[0]) < len(each) or removed.count(removed[0]) < len(each):
+        raise ValueError(
+            f"files of {each[0]['subject']['network']} differ in orders or in units removed: make "
+            "all of them by one command"
+        )
+    curves = {name: _mean([found["curves"][name] for found in each]) for name in names[0]}
+    return {"units": each[0]["units"], "curves": curves}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     found = records.read_json(path)
-    if not {"units", "curves"} <= set(found):
+    if not {"units", "curves", "subject"} <= set(found):
         raise ValueError(
             f"{path} holds no curves of units removed: name a file that "
             "`python -m experiments.dead --json` wrote"

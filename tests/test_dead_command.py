@@ -202,10 +202,22 @@ def test_documents_hold_the_accuracies_of_a_file(tmp_path):
         for accuracy in [zip(HOW, (0.5, 0.75), strict=True)]
     ]
     path = tmp_path / "dead.json"
-    path.write_text(json.dumps({"units": 20, "curves": {"l1 norm": points}}))
+    about = {"network": "net", "dataset": "mnist"}
+    path.write_text(json.dumps({"units": 20, "curves": {"l1 norm": points}, "subject": about}))
     lines = dead_tables.tables([path]).splitlines()
     assert lines[0].split(" | ") == ["| units gone", "l1 norm |"]
     assert lines[2:] == ["| 0 (0%) | 50.0% / 75.0% |", "| 5 (25%) | 55.0% / 80.0% |"]
+    # Files of one network are seeds of it, and make one table.
+    better = tmp_path / "better.json"
+    for point in points:
+        point["plain"]["accuracy"] += 0.1
+    better.write_text(json.dumps({"units": 20, "curves": {"l1 norm": points}, "subject": about}))
+    both = dead_tables.tables([path, better])
+    assert "55.0% / 75.0%" in both and "60.0% / 80.0%" in both and both.count("units gone") == 1
+    rest = {"units": 20, "curves": {"l1 norm": points[:1]}, "subject": about}
+    better.write_text(json.dumps(rest))
+    with pytest.raises(ValueError, match="net differ in orders or in units removed: make all"):
+        dead_tables.tables([path, better])
     path.write_text(json.dumps({"units": 20}))
     with pytest.raises(ValueError, match=r"dead.json holds no curves of units removed: name a"):
         dead_tables.tables([path])
