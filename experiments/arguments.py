@@ -29,6 +29,7 @@ _PLACES = {
     "--data_dir": "DIR",
     "--json": "{}",
     "--plot": "{}",
+    "--compact": "{}",
     "--decisions": "{}",
     "--frequencies": "{}",
 }

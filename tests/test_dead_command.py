@@ -111,7 +111,9 @@ def test_the_network_is_written_without_its_dead_units(lab, tmp_path, capsys):
     words += ["--json", str(tmp_path / "dead.json"), "--compact", str(tmp_path / "lean")]
     assert dead.main(words) == 0
     assert "without its 2 zero and constant units: " in capsys.readouterr().out
-    told = json.loads((tmp_path / "dead.json").read_text())["without_dead"]
+    stored = json.loads((tmp_path / "dead.json").read_text())
+    assert "--compact lean" in stored["command"] and str(tmp_path) not in stored["command"]
+    told = stored["without_dead"]
     assert (told["units"], told["folded"]) == (2, True)
     assert told["before"]["widths"] == runs.HALF == found["widths"]
     assert told["after"]["widths"] == {"conv0": 2, "conv1": 1}
