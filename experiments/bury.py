@@ -30,16 +30,15 @@ class Lean(NamedTuple):
     folded: bool
 
 
-def without(asked: Subject, dead: Mapping[str, Dead], batches: Batches, least: int = 1) -> Lean:
+def without(asked: Subject, dead: Mapping[str, Dead], batches: Batches) -> Lean:
     """Cuts out units that are zero or constant; constants are folded where they can be.
 
     Args:
       asked: the trained network.
       dead: what `pruning.dead.report` found in it.
       batches: training images, for what the constants are.
-      least: channels that stay of a group.
     """
-    kept, scene = pruning.dead.survivors(dead, least=least), asked.scene
+    kept, scene = pruning.dead.survivors(dead), asked.scene
     widths = maps.module_widths(scene.module)
     narrow = {group: len(each) for group, each in kept.items()}
     trees, folds = _folded(asked, kept, batches)
