@@ -394,7 +394,7 @@ def test_cardinalities_follow_the_inputs_that_exist_or_that_are_active():
 
 
 def test_units_elements_are_the_positions_of_all_their_gates():
-    of = of_network(TINY["projection"])  # 8x8 images; a stream is gated in each block's front
+    of = of_network(TINY["projection"])  # a stream is gated in front of each block
     found = scaling.elements(of, "units", of.module.widths, "s")
     places = [
         (path, site.shape)

@@ -59,14 +59,14 @@ def values(
             key=jax.random.key(0) if key is None else key,
             chunk=chunk,
         )
-        unscaled = {}
+        plain = {}
         for formula in asked:
             reduce = reduction.BY_NAME[formula.reduction]
-            unscaled[_unscaled(formula)] = {
+            plain[unscaled(formula)] = {
                 group: jnp.mean(reduce(each), axis=0)
                 for group, each in computed[formula.pointwise].items()
             }
-        found |= _scaled(asked, scene, unscaled)
+        found |= scaled(asked, scene, plain)
     return found
 
 
@@ -98,7 +98,7 @@ def averages(
     Raises:
       ValueError: as for `values`, or no batches.
     """
-    plain = list(dict.fromkeys(_unscaled(formula) for formula in formulas))
+    plain = list(dict.fromkeys(unscaled(formula) for formula in formulas))
 
     @jax.jit
     def of(params: PyTree, state: PyTree, batch: Mapping[str, Array], key: Array) -> list[Rewards]:
@@ -114,23 +114,34 @@ def averages(
                 report(index + 1, len(batches))
 
     found = dict(zip(plain, means.over(parts(), "signals"), strict=True))
-    return _scaled(formulas, scene._replace(batch=batches[0]), found)
+    return scaled(formulas, scene._replace(batch=batches[0]), found)
 
 
-def _unscaled(formula: Formula) -> Formula:
+def unscaled(formula: Formula) -> Formula:
+    """The formula whose mean over all examples is taken before `scaled` divides it."""
     return replace(formula, scaling="none")
 
 
-def _scaled(
-    formulas: Collection[Formula], scene: Scene, unscaled: Mapping[Formula, Rewards]
+def scaled(
+    formulas: Collection[Formula], scene: Scene, means: Mapping[Formula, Rewards]
 ) -> dict[Formula, Rewards]:
+    """Formulas from the means of their `unscaled` ones.
+
+    Args:
+      formulas: what is asked for.
+      scene: the network; its batch gives the shape of an example.
+      means: of every formula's unscaled one.
+
+    Raises:
+      ValueError: a group that a formula's base does not reach.
+    """
     counts: dict[tuple[str, str], dict[str, int]] = {}
     found = {}
     for formula in formulas:
         name = (formula.base, formula.scaling)
         if name not in counts:
             counts[name] = scaling.counts(scene, *name, str(formula))
-        found[formula] = scaling.scaled(unscaled[_unscaled(formula)], formula.scaling, counts[name])
+        found[formula] = scaling.scaled(means[unscaled(formula)], formula.scaling, counts[name])
     return found
 
 

@@ -2,13 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 import flax.linen as nn
 import jax
 
 from dce_jax.channels import ChannelMap
-from dce_jax.signals import algebra, evaluate, extra, named, scaling, sites
+from dce_jax.signals import algebra, evaluate, extra, named, sites
 from dce_jax.signals.curvature import Curvature
 from dce_jax.signals.sites import Scene
 from dce_jax.types import Array, Evidence, Rewards, Signal
@@ -94,7 +93,7 @@ def unscaled(name: str) -> str:
     found = _named(name)
     if found is None or found.formula.scaling == "none":
         return name
-    return str(replace(found.formula, scaling="none"))
+    return str(evaluate.unscaled(found.formula))
 
 
 def scaled(name: str, scene: Scene, means: Rewards) -> Rewards:
@@ -114,8 +113,8 @@ def scaled(name: str, scene: Scene, means: Rewards) -> Rewards:
     found = _named(name)
     if found is None or unscaled(name) == name:
         return means
-    divisors = scaling.counts(scene, found.formula.base, found.formula.scaling, name)
-    values = scaling.scaled(means, found.formula.scaling, divisors)
+    plain = {evaluate.unscaled(found.formula): means}
+    values = evaluate.scaled([found.formula], scene, plain)[found.formula]
     return {group: each * found.factor for group, each in values.items()}
 
 
