@@ -1,6 +1,7 @@
-"""The rule for idle channels: freeze them (the default), or let them catch up on weight decay.
+"""The rule for idle channels: freeze them (the default), or one of two others.
 
-*Freeze*: what did not execute keeps its bits, parameters and moments alike. *Catch up*: when an
+*Freeze*: what did not execute keeps its bits, parameters and moments alike. *Forget* (of `step`):
+parameters keep their bits, moments are zeroed as soon as an element idles. *Catch up*: when an
 element executes again it first receives the decoupled weight decay of the steps it missed, the
 product of ``1 - lr(s) * wd``. Only decoupled decay (AdamW, Lion, SGD with decay after its momentum)
 can be caught up in closed form; decay inside the gradient (L2) has no meaning for an idle channel.

@@ -79,6 +79,7 @@ class Pieces(NamedTuple):
       discount: of the bandit's means.
       batch_fn: ``(data, step, key) -> batch``, inside the compiled step.
       catch_up: decay rule of idle elements, or None: freeze.
+      forget: whether the moments of what does not execute are zeroed.
       quiet: whether consumers start to read a newcomer from zero (`dce_jax.newcomers`).
       lookup: how slabs are gathered and scattered.
     """
@@ -97,6 +98,7 @@ class Pieces(NamedTuple):
     discount: float
     batch_fn: Callable[[Any, Array, Array], PyTree]
     catch_up: idle.CatchUp | None
+    forget: bool
     quiet: bool
     lookup: Lookup
 
@@ -116,6 +118,7 @@ def pieces(
     discount: float = 1.0,
     batch_fn: Callable[[Any, Array, Array], PyTree] = training.whole_batch,
     catch_up: idle.CatchUp | None = None,
+    forget: bool = False,
     quiet: bool = False,
     lookup: Lookup = "index",
 ) -> Pieces:
@@ -135,6 +138,8 @@ def pieces(
       discount: in (0, 1].
       batch_fn: makes the batch inside the step.
       catch_up: decay rule of idle elements; None freezes them.
+      forget: whether the moments of elements that did not execute are zeroed: they start anew
+        when they return. Adam's first steps are larger then, as its count goes on.
       quiet: whether consumers start to read a newcomer from zero.
       lookup: how slabs are gathered and scattered: by ``"index"``, or by products with
         ``"one_hot"`` matrices, bit for bit the same.
@@ -169,6 +174,7 @@ def pieces(
         discount=discount,
         batch_fn=batch_fn,
         catch_up=catch_up,
+        forget=forget,
         quiet=quiet,
         lookup=lookup,
     )
@@ -239,10 +245,11 @@ def leave(
     def put(tree: PyTree, part: PyTree, names: PyTree) -> PyTree:
         return slab.scatter(tree, part, names, selection, pieces.full, lookup=pieces.lookup)
 
+    moments = jax.tree.map(jnp.zeros_like, wide.opt_state) if pieces.forget else wide.opt_state
     loop = narrow._replace(
         params=put(wide.params, narrow.params, pieces.params_names),
         model_state=put(wide.model_state, narrow.model_state, pieces.state_names),
-        opt_state=put(wide.opt_state, narrow.opt_state, pieces.opt_names),
+        opt_state=put(moments, narrow.opt_state, pieces.opt_names),
     )
     last = state.last
     if pieces.catch_up:

@@ -91,7 +91,7 @@ def defaults() -> ConfigDict:
     config.rate_over = "steps"  # what the rate is a function of: steps, or training macs spent
     config.restart = False  # whether the rate starts anew at the commit
     config.weight_decay = 5e-4
-    config.idle = "freeze"  # idle channels: freeze | catch_up (decoupled decay only)
+    config.idle = "freeze"  # idle channels: freeze | forget moments | catch_up on decoupled decay
     config.crop = 0  # pixels of random shift
     config.flip = False
     config.block = 20  # steps between two log lines; rounded up to a multiple of select_every

@@ -88,15 +88,15 @@ def build(config: ConfigDict, rate: Rate) -> optax.GradientTransformation:
 
 
 def idle_rule(config: ConfigDict, rate: Rate, steps: int, params: PyTree) -> idle.CatchUp | None:
-    """The rule for idle channels' weight decay: None freezes them.
+    """The rule for idle channels' weight decay: None leaves them as they are.
 
     Raises:
       ValueError: unknown rule, or catch-up with an optimizer whose decay is not decoupled.
     """
-    if config.idle == "freeze":
+    if config.idle in ("freeze", "forget"):
         return None
     if config.idle != "catch_up":
-        raise ValueError(f"unknown idle rule {config.idle!r}: 'freeze' or 'catch_up'")
+        raise ValueError(f"unknown idle rule {config.idle!r}: 'freeze', 'forget' or 'catch_up'")
     if config.optimizer == "sgd":
         raise ValueError(
             "idle='catch_up' needs decoupled weight decay: choose optimizer 'adamw' or 'lion', "

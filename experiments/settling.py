@@ -1,4 +1,4 @@
-"""Has the selection settled? When runs would commit by a rule of their own, from their logs.
+"""Has the selection settled, or the budget? Where runs would commit by themselves, from their logs.
 
     python -m experiments.settling runs/A runs/B --json settling.json
 
@@ -6,7 +6,11 @@ At the end of every logged block the K channels with the best mean rewards of ea
 mask. The rule is that of early-bird tickets (You et al., ICLR 2020): commit once masks that follow
 each other have differed by less than a threshold several times running. The distance of two masks
 is the share of all channels that belong to one of them alone. Runs must have explored (`dce`,
-`random`) at uniform budgets, for several blocks; the blocks of their logs are the rule's rhythm.
+`random`) for several blocks; the blocks of their logs are the rule's rhythm.
+
+Of runs with learned budgets (allocation=global) the widths are followed instead, from plan to plan,
+as Shen et al. (CVPR 2022) watch the architecture of the sub-network that would remain. The distance
+of two shapes is the mean over the groups of ``|K - K'| / (K + K')``; that distance is our choice.
 """
 
 import argparse
@@ -51,6 +55,11 @@ def mask(block: Mapping[str, Any], budget: Mapping[str, int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def shape_distance(before: Mapping[str, int], after: Mapping[str, int]) -> float:
+    """How far two budgets are apart, in [0, 1): relative differences, averaged over the groups."""
+    return statistics.fmean(abs(k - after[g]) / (k + after[g]) for g, k in before.items())
+
+
 def settled(distances: Sequence[float], threshold: float, times: int) -> int | None:
     """Index of the first distance that ends `times` in a row below `threshold`, or None."""
     row = 0
@@ -62,7 +71,7 @@ def settled(distances: Sequence[float], threshold: float, times: int) -> int | N
 
 
 def follow(workdir: Path, threshold: float = THRESHOLD, times: int = TIMES) -> dict[str, Any]:
-    """A run's masks: how far each is from the one before, and where the rule would commit.
+    """A run's masks or widths: how far each is from the one before, where the rule would commit.
 
     Args:
       workdir: of a finished run that explored.
@@ -71,23 +80,11 @@ def follow(workdir: Path, threshold: float = THRESHOLD, times: int = TIMES) -> d
 
     Raises:
       FileNotFoundError: not the workdir of a finished run.
-      ValueError: a corrupt log, budgets that moved, or fewer than two blocks of exploration.
+      ValueError: a corrupt log, or fewer than two blocks of exploration or learned budgets.
     """
     run = report.read(workdir)
-    if run.result["allocation"] != "uniform":
-        raise ValueError(
-            f"{workdir} learned its budgets, so its masks have no fixed size: give runs with "
-            "allocation=uniform"
-        )
-    if len(run.channels) < 2:
-        raise ValueError(
-            f"{workdir} logged {len(run.channels)} blocks of exploration, and two masks make a "
-            "distance: explore for longer (commit), or in shorter blocks (block)"
-        )
-    budget = {row["group"]: row["budget"] for row in run.layers}
-    masks = [mask(block, budget) for block in run.channels]
-    steps = [block["step"] for block in run.channels]
-    distances = [float(np.mean(a != b)) for a, b in itertools.pairwise(masks)]
+    learned = run.result["allocation"] == "global"
+    steps, distances = (_of_widths if learned else _of_masks)(workdir, run)
     at = settled(distances, threshold, times)
     return {
         **{key: run.result[key] for key in _KEPT},
@@ -96,6 +93,30 @@ def follow(workdir: Path, threshold: float = THRESHOLD, times: int = TIMES) -> d
         "settled_at": None if at is None else steps[at + 1],
         **{key: run.result[key] for key in _ORIGIN if key in run.result},
     }
+
+
+def _of_masks(workdir: Path, run: report.Run) -> tuple[list[int], list[float]]:
+    if len(run.channels) < 2:
+        raise ValueError(
+            f"{workdir} logged {len(run.channels)} blocks of exploration, and two masks make a "
+            "distance: explore for longer (commit), or in shorter blocks (block)"
+        )
+    budget = {row["group"]: row["budget"] for row in run.layers}
+    masks = [mask(block, budget) for block in run.channels]
+    distances = [float(np.mean(a != b)) for a, b in itertools.pairwise(masks)]
+    return [block["step"] for block in run.channels], distances
+
+
+def _of_widths(workdir: Path, run: report.Run) -> tuple[list[int], list[float]]:
+    learned = [plan for plan in run.result["plans"] if plan["step"]]  # at 0: the one asked for
+    if len(learned) < 2:
+        raise ValueError(
+            f"{workdir} learned {len(learned)} budgets, and two make a distance: plan more often "
+            "(plans)"
+        )
+    shapes = [plan["widths"] for plan in learned]
+    distances = [shape_distance(a, b) for a, b in itertools.pairwise(shapes)]
+    return [plan["step"] for plan in learned], distances
 
 
 def tables(paths: Sequence[Path]) -> str:

@@ -136,6 +136,7 @@ def build(config: ConfigDict, data: DataSet) -> Run:
         discount=config.discount,
         batch_fn=source.batch_fn,
         catch_up=optimizers.idle_rule(config, rate, length.steps, shapes["params"]),
+        forget=config.idle == "forget",
         quiet=config.quiet,
         lookup=config.lookup,
     )

@@ -90,7 +90,9 @@ def test_values_that_no_run_can_have_are_refused(changes, message):
 def test_optimizers_and_idle_rules_are_refused_by_name():
     with pytest.raises(ValueError, match=r"unknown optimizer 'adamv'; did you mean 'adamw'[?]"):
         optimizers.build(settings(optimizer="adamv"), float)
-    with pytest.raises(ValueError, match="unknown idle rule 'decay': 'freeze' or 'catch_up'"):
+    with pytest.raises(
+        ValueError, match="unknown idle rule 'decay': 'freeze', 'forget' or 'catch_up'"
+    ):
         optimizers.idle_rule(settings(idle="decay"), float, 10, {})
     with pytest.raises(ValueError, match="needs decoupled weight decay: choose optimizer 'adamw'"):
         optimizers.idle_rule(settings(idle="catch_up"), float, 10, {})

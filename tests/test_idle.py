@@ -110,6 +110,29 @@ def test_freeze_keeps_bits_and_carries_no_counts():
     same_bits(after.loop.params, state.loop.params)
 
 
+def test_forgetting_zeroes_the_moments_of_what_idles_and_nothing_else():
+    pieces, state = setup(MODULE, HALF, TX)
+    forget = pieces._replace(forget=True)
+    enter, observe = (jax.jit(functools.partial(f, pieces)) for f in (step.enter, step.observe))
+    kept, forgot = (jax.jit(functools.partial(step.leave, p)) for p in (pieces, forget))
+    # After the first selection channels hold moments that the second one could keep or zero.
+    inside, _ = observe(enter(state), batch())
+    state, _ = kept(state, inside)
+    inside, _ = observe(enter(state), batch(1))
+    plain, _ = kept(state, inside)
+    ours, _ = forgot(state, inside)
+    same_bits(ours.bandit, plain.bandit)
+    same_bits(ours.loop.params, plain.loop.params)
+    same_bits(ours.loop.model_state, plain.loop.model_state)
+    lost = 0.0
+    leaves = (ours.loop.opt_state, plain.loop.opt_state, pieces.opt_names)
+    for got, before, name in zip(*map(jax.tree.leaves, leaves), strict=True):
+        touched = mask(name, inside.selection, pieces.full, before.shape)
+        np.testing.assert_array_equal(bits(got), bits(jnp.where(touched, before, 0)))
+        lost += float(jnp.sum(jnp.abs(jnp.where(touched, 0, before))))
+    assert lost > 0
+
+
 def test_settling_by_hand():
     params = {"w": jnp.asarray([[1.0, 2.0, 3.0]]), "b": jnp.asarray([4.0])}
     last = {"w": jnp.asarray([[0, 2, 3]], jnp.int32), "b": jnp.zeros(1, jnp.int32)}

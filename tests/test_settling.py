@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 
 from experiments import settling, tables
 
+PLANS = [
+    {"step": step, "widths": {"conv1": a, "conv2": b}}
+    for step, a, b in ((0, 4, 6), (40, 3, 9), (60, 1, 9), (80, 1, 9))
+]
+
 
 def block(step, means, plays=None):
     plays = {g: [1.0] * len(v) for g, v in means.items()} | (plays or {})
@@ -57,6 +62,21 @@ def test_a_run_is_followed_from_mask_to_mask(tmp_path):
     assert {"config", "device", "versions", "test_accuracy"} <= set(found)
 
 
+def test_learned_budgets_are_followed_from_plan_to_plan(tmp_path):
+    workdir = explored(tmp_path / "run", [], allocation="global", plans=PLANS)
+    found = settling.follow(workdir, threshold=0.1, times=1)
+    # 3 and 1 channels differ by a half of their sum, 9 and 9 by nothing; step 0 was not learned.
+    assert found["distances"] == {"60": 0.25, "80": 0.0}
+    assert (found["first_mask"], found["settled_at"]) == (40, 80)
+
+
+def test_the_plans_of_a_real_run_are_followed(lab):
+    _, workdir = lab.run(
+        method="dce", steps=20, commit=0.5, block=2, select_every=2, allocation="global", plans=5
+    )
+    assert list(settling.follow(workdir)["distances"]) == ["4", "6", "8", "10"]
+
+
 def test_the_command_writes_what_its_marker_shows(tmp_path, capsys):
     means = {"conv1": rising(8, ()), "conv2": rising(12, ())}
     logged = [block(step, means) for step in (20, 40, 60)]
@@ -94,7 +114,7 @@ def _json(path):
 @pytest.mark.parametrize(
     ("changes", "blocks", "message"),
     [
-        ({"allocation": "global"}, 2, "learned its budgets, so its masks have no fixed size"),
+        ({"allocation": "global", "plans": PLANS[:2]}, 2, "learned 1 budgets, and two make a dist"),
         ({}, 1, "logged 1 blocks of exploration, and two masks make a distance"),
     ],
 )
