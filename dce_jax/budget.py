@@ -137,7 +137,8 @@ def from_wishes(
     def width_of(group: str, width: int) -> int:
         if group in whole:
             return width
-        least = max(min_channels, math.ceil(floor * width)) if floor else min_channels
+        # 0.07 * 100 is a little above 7 in floating point.
+        least = max(min_channels, math.ceil(floor * width - 1e-9)) if floor else min_channels
         return rounded(group, width, wanted[group], multiple_of=multiple_of, min_channels=least)
 
     return Budget(tuple((group, width, width_of(group, width)) for group, width in widths.items()))

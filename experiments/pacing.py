@@ -98,6 +98,8 @@ def goal(pace: Pace, done: int) -> float:
 def widths_after(pace: Pace, config: ConfigDict, done: int) -> dict[str, int]:
     """Widths after a round where the target names them: every round leaves the same share."""
     share, target = done / pace.pruner.rounds, pace.target
+    if share == 1.0:  # widths of the user's own need not be multiples
+        return target.compact
     wanted = {g: c * (target.compact[g] / c) ** share for g, c in target.full.items()}
     rounded = budgets.from_wishes(
         target.full,

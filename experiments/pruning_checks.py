@@ -37,6 +37,11 @@ def check(config: ConfigDict) -> None:
             f"{config.penalty}: leave one of the two out"
         )
     if config.method == "compensated":
+        if config.per_cost:
+            raise ValueError(
+                "per_cost divides saliencies by what channels cost, but latents shift them below "
+                "zero, where the cheaper channel would go first: leave it out of method compensated"
+            )
         _check_search(config)
     if found.criterion not in pruners.FREE and not (found.watch or found.scoring):
         raise ValueError(

@@ -63,6 +63,8 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     for name in names[:3]:
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}: choose 1 or more")
+    if arguments.best < 0:
+        raise ValueError(f"--best is {arguments.best}: choose 0 or more")
     sizes = Sizes(**{name: getattr(arguments, name) for name in names})
     if arguments.json is None:
         raise ValueError("a study takes long: say by --json FILE where its result is written")

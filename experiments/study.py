@@ -103,7 +103,8 @@ def algebra(asked: Subject, sizes: Sizes, report: Report) -> dict[str, Values]:
 
 def others(asked: Subject, sizes: Sizes) -> dict[str, Values]:
     """Published signals outside the algebra, on all examples at once, and random draws."""
-    (batch,) = subject.batches(asked, "train", sizes.examples, sizes.examples)
+    parts = subject.batches(asked, "train", sizes.examples, sizes.batch)
+    batch = jax.tree.map(lambda *each: np.concatenate(each), *parts)
     wanted = [name for name in PUBLISHED if name.count(".") == 1]
     found = {name: _alone(asked, name, batch) for name in wanted}
     widths = maps.module_widths(asked.scene.module)

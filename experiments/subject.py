@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dce_jax import channel_map, compact, networks
 from dce_jax.signals import Scene
 from dce_jax.types import Array
-from experiments import data, records
+from experiments import data, holdout, records
 from experiments.dataset import DataSet, take
 from experiments.pipeline import eval_batches, normalise
 
@@ -24,7 +24,7 @@ class Subject(NamedTuple):
     Attributes:
       result: the run's ``result.json``.
       scene: the network, at the widths that it ended with; without a batch.
-      data: the run's data set.
+      data: the run's data set, cut as it was: images that it held out are the test split.
       model: the compact model that the network is.
     """
 
@@ -47,7 +47,10 @@ def read(workdir: Path, data_dir: str | None) -> Subject:
     """
     result = records.read_result(workdir / RESULT)
     config = result["config"]
-    images = data.load(config["dataset"], data_dir=data_dir, image_size=config.get("image_size"))
+    whole = data.load(config["dataset"], data_dir=data_dir, image_size=config.get("image_size"))
+    images = holdout.hold_out(
+        whole, validation=config.get("validation", 0), examples=config.get("examples")
+    )
     built = networks.build(config["network"], num_classes=images.num_classes)
     module, model = compact.load(workdir / COMPACT, type(built))
     state = {name: tree for name, tree in model.variables.items() if name != "params"}

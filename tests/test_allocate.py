@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ranking import heads
 
 from dce_jax import allocate
-from dce_jax.budget import from_widths
+from dce_jax.budget import from_widths, from_wishes
 
 WIDTHS = {"a": 4, "b": 6}
 
@@ -122,5 +122,8 @@ def test_the_floor_is_a_share_of_every_group_rounded_up():
     values = {"a": np.zeros(10), "b": np.ones(7)}
     found = allocate.budget({"a": 10, "b": 7}, values, 0.6, lambda w: sum(w.values()), floor=0.25)
     assert found.compact == {"a": 3, "b": 7}
+    # 0.07 * 100 is above 7 in floating point.
+    least = from_wishes({"a": 100}, {"a": 0.0}, floor=0.07)
+    assert least.compact == {"a": 7}
     with pytest.raises(ValueError, match=r"floor is 1\.2: it is a share of every group's channels"):
         allocate.budget({"a": 10}, {"a": np.ones(10)}, 0.5, lambda w: w["a"], floor=1.2)

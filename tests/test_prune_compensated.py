@@ -433,6 +433,7 @@ def test_latents_compensate_the_scores_that_dce_allocates_from(lab, tmp_path):
         ({"search_evaluations": 400}, "are spent after .* or search less"),
         ({"prune_allocation": "uniform"}, "ranks all layers together, but prune_allocation is"),
         ({"widths": "conv0=2"}, "ranks all layers together, but widths are given"),
+        ({"per_cost": True}, "per_cost divides saliencies .* latents shift them below zero"),
         ({"latents": "nowhere.json"}, "latents nowhere.json cannot be read"),
         ({"method": "taylor", "latents": "x"}, "latents is 'x', but method taylor with"),
         ({"method": "scratch", "latents": "x"}, "latents is 'x', but method scratch with"),

@@ -391,6 +391,15 @@ def test_rounds_lie_where_their_shares_of_the_macs_are_spent(lab):
     assert float(ticking(table.ends[-1])) == pytest.approx(0.6 * 600, abs=3)
 
 
+def test_widths_of_the_users_own_are_met_and_only_those_on_the_way_are_rounded(lab):
+    own = {"conv0": 3, "conv1": 3}
+    changes = {**L1, "rounds": 2, "steps": 60, "widths": "conv0=3,conv1=3", "multiple_of": 2}
+    run = runs.built(lab, **changes)
+    first, last = (pacing.widths_after(run.pace, run.config, n) for n in (1, 2))
+    assert last == run.budget.full | own and run.pace.target.compact == own
+    assert first == {"conv0": 4, "conv1": 4}
+
+
 def test_a_step_comes_before_the_first_round_however_small_its_share(lab):
     for method in ("taylor", "fisher"):
         run = runs.built(lab, **(ALL[method] | {"prune_dense": 0.0}))

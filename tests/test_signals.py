@@ -15,7 +15,7 @@ from nets import x64
 from signal_nets import Stack, flat, scene
 
 from dce_jax import signals
-from dce_jax.signals import algebra, pointwise, reduction
+from dce_jax.signals import algebra, pointwise, reduction, scaling
 from experiments import signals as command
 
 QUICK = {"deadline": None, "derandomize": True, "database": None, "phases": [Phase.generate]}
@@ -28,6 +28,14 @@ def cheap():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_norms_of_very_small_and_very_large_values_are_right(size):
+    values = {"a": jnp.asarray([3.0, 0.0, -4.0]) * size, "b": jnp.zeros(2)}
+    found = scaling.scaled(values, "l2", {})
+    np.testing.assert_allclose(found["a"], [0.6, 0.0, -0.8], rtol=1e-6)
+    np.testing.assert_array_equal(found["b"], [0.0, 0.0])
 
 
 @functools.cache

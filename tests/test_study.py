@@ -137,6 +137,26 @@ def test_a_study_ranks_every_formula_by_the_oracle(dense, written):
     assert found["subject"]["command"] == asked.result["command"] and found["versions"]["jax"]
 
 
+def test_signals_outside_the_algebra_see_the_images_that_all_others_see(dense):
+    asked = subject.read(dense, None)
+    sizes = SIZES._replace(examples=21)  # two batches and a half
+    seen = study.others(asked, sizes)["units.mean"]
+    parts = [b["image"] for b in subject.batches(asked, "train", 21, 8)]
+    batch = {"image": np.concatenate(parts), "label": np.zeros(16, np.int32)}
+    expected = study._alone(asked, "units.mean", batch)
+    assert len(batch["image"]) == 16
+    for group, values in expected.items():
+        np.testing.assert_array_equal(seen[group], values)
+
+
+def test_a_subject_keeps_to_the_images_that_its_run_had(lab):
+    _, workdir = lab.run(method="dense", steps=4, validation=24, examples=30)
+    asked = subject.read(workdir, None)
+    assert (asked.data.train.num_images, asked.data.test.num_images) == (30, 24)
+    whole = lab.run(method="dense", steps=20)[1]
+    assert subject.read(whole, None).data.train.num_images == 64
+
+
 def test_the_best_the_published_and_the_oracle_have_curves(dense, written):
     found = json.loads(written.read_text())
     points = [row["name"] for row in found["signals"] if row["name"].count(".") == 3]
@@ -173,6 +193,7 @@ def test_a_study_leaves_a_picture_and_tables(written):
     [
         ([], "say by --json FILE"),
         (["--json", "x.json", "--examples", "0"], "--examples is 0: choose 1 or more"),
+        (["--json", "x.json", "--best", "-1"], "--best is -1: choose 0 or more"),
         (["--json", "x.json"], "does not exist: give the directory of a finished run"),
     ],
 )

@@ -1,10 +1,11 @@
 """Mean replacement: what a removed unit gave on average goes into its consumers' biases.
 
 Evci 2018 (arXiv 1806.06068) and Evci, Le Roux, Castro and Bottou 2018: a unit that is cut out
-leaves its mean behind. To the bias of each layer that read it comes the mean of what the layer read
-times the kernel, summed over the kernel's positions. That is exact where the unit is constant and
-every output reads as many of its positions: kernels of one position, or no padding. With padding,
-outputs at the borders read fewer positions and get the whole shift all the same.
+leaves its mean behind. To the bias of each layer that read it comes what the unit gave to the
+layer's outputs, averaged over examples and positions: of all constants the one with the least
+squared error. That is exact where the unit is constant and every output reads as much of it:
+kernels of one position, or no padding. With padding, outputs at the borders read less of it than
+those in the middle, and all get the mean.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,10 @@ from dce_jax.signals.sites import Scene
 from dce_jax.types import Array, Path, PyTree
 
 InputMeans = dict[Path, Array]
-"""Path of a layer -> float32[D], mean of each of its input features over examples and positions."""
+"""Path of a layer -> float32[*window, D], as its kernel: what each entry reads, on average.
+
+The mean is over examples and output positions; where the window lies on padding, it reads 0.
+"""
 
 _LAYERS = (nn.Conv, nn.Dense)
 _REMEDY = (
@@ -151,7 +155,7 @@ def averages(scene: Scene, batches: Iterable[Array]) -> InputMeans:
 
 
 def input_means(scene: Scene, images: Array) -> InputMeans:
-    """Mean of every input feature of every layer that reads channels, in inference mode.
+    """What every kernel entry of every layer that reads channels reads, in inference mode.
 
     Args:
       scene: the network; its batch is not read.
@@ -163,8 +167,7 @@ def input_means(scene: Scene, images: Array) -> InputMeans:
     def look(layer: nn.Module, x: Array, y: Array) -> None:
         del y
         if layer.path in readers:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            found[layer.path] = jnp.mean(wide, axis=tuple(range(x.ndim - 1)))
+            found[layer.path] = _mean_read(layer, x)
 
     _watched(scene.module, scene.params, scene.model_state, images, look)
     return found
@@ -188,16 +191,35 @@ def folded(
     """
     flat = flatten_dict({"params": params, **model_state})
     for layer, groups, (collection, path), sign in ways:
-        gone = 1.0 - jnp.concatenate([jnp.asarray(seen[group]) for group in groups])
         kernel = flat["params", *layer, "kernel"]
-        taps = jnp.sum(kernel, axis=tuple(range(kernel.ndim - 2)))
-        shift = jnp.einsum(
-            "d,df->f", (taken[layer] * gone).astype(taps.dtype), taps, precision="highest"
-        )
+        stay = jnp.concatenate([jnp.asarray(seen[group]) for group in groups])
+        gone = (1.0 - stay).astype(kernel.dtype)
+        read = taken[layer].astype(kernel.dtype).reshape(-1, gone.size)  # window, inputs
+        kernel = kernel.reshape(*read.shape, -1)
+        shift = jnp.einsum("td,d,tdf->f", read, gone, kernel, precision="highest")
         vector = flat[collection, *path]
         flat[collection, *path] = vector + sign * shift.astype(vector.dtype)
     tree = unflatten_dict(flat)
     return tree.pop("params"), {name: tree.get(name, {}) for name in model_state}
+
+
+def _mean_read(layer: nn.Module, x: Array) -> Array:
+    """What each kernel entry reads on average, for any window, stride, dilation and padding.
+
+    A layer is linear in its kernel: the derivative of its mean output, one feature wide, is it.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    one = layer.clone(
+        parent=None, features=1, use_bias=False, dtype=wide, param_dtype=wide, precision="highest"
+    )
+
+    def mean_output(params: PyTree) -> Array:
+        output: Any = one.apply({"params": params}, x.astype(wide))
+        return jnp.mean(output)
+
+    shapes = nn.unbox(jax.eval_shape(one.init, jax.random.key(0), x)["params"])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.grad(mean_output)(zeros)["kernel"][..., 0]
 
 
 def _input_groups(leaf: Leaf) -> tuple[str, ...] | None:

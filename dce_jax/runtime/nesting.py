@@ -14,7 +14,8 @@ from dce_jax.types import Array, PyTree
 def by_norm(chain: Chain, variables: PyTree) -> dict[str, Array]:
     """Channels of every site, those with the largest l2 norm of their filters first.
 
-    Lin et al. 2017 nest channel groups by the mean norm of their filters.
+    A reimplementation of Lin et al. 2017 by others nests channel groups by the mean norm of their
+    filters; whether the authors do is not known to us.
 
     Args:
       chain: the network.

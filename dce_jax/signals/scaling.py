@@ -31,7 +31,9 @@ def scaled(values: Rewards, scaling: str, counts: Mapping[str, int]) -> Rewards:
     if scaling == "l1":
         return {group: _divided(v, jnp.sum(jnp.abs(v))) for group, v in values.items()}
     if scaling == "l2":
-        return {g: _divided(v, jnp.sqrt(jnp.sum(jnp.square(v)))) for g, v in values.items()}
+        # Over the largest first: squares of very small or large values leave float32's range.
+        ratios = {g: _divided(v, jnp.max(jnp.abs(v))) for g, v in values.items()}
+        return {g: _divided(v, jnp.sqrt(jnp.sum(jnp.square(v)))) for g, v in ratios.items()}
     return {group: _divided(v, jnp.asarray(counts[group], v.dtype)) for group, v in values.items()}
 
 
