@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dce_jax.budget import Budget
+from dce_jax import scores
+from dce_jax.budget import Budget, check_group
 from dce_jax.types import Arms, Array, Rewards, ScoreFn, Selection
+
+_LEAST_PLAYS = 2.0**-20
 
 
 class BanditState(NamedTuple):
@@ -59,7 +62,12 @@ def init(budget: Budget, groups: Collection[str] | None = None) -> BanditState:
       budget: K per group.
       groups: those it keeps account of; by default the groups with K < C. Name more where a later
         budget may contest them.
+
+    Raises:
+      ValueError: an unknown group.
     """
+    for group in groups or ():
+        check_group(group, budget.full)
     known = budget.contested if groups is None else groups
 
     def zeros(dtype: Any = jnp.float32) -> dict[str, Array]:
@@ -94,13 +102,22 @@ def select(
 
     Returns:
       Group -> int32[K], sorted and distinct; and the scores.
+
+    Raises:
+      ValueError: a contested group that the bandit keeps no account of.
     """
-    selection, scores = {}, {}
+    for group in budget.contested:
+        if group not in state.plays:
+            raise ValueError(
+                f"the bandit keeps no account of group {group!r}, of which the budget executes "
+                f"{budget.compact[group]} of {budget.full[group]} channels: name it to bandit.init"
+            )
+    selection, found = {}, {}
     for index, group in enumerate(budget.contested):
         for_score, for_ties = jax.random.split(jax.random.fold_in(key, index))
-        scores[group] = score(for_score, arms(state, group))
-        selection[group] = top_k(for_ties, scores[group], budget.compact[group])
-    return selection, SelectInfo(scores)
+        found[group] = score(for_score, arms(state, group))
+        selection[group] = top_k(for_ties, found[group], budget.compact[group])
+    return selection, SelectInfo(found)
 
 
 def update(
@@ -116,7 +133,8 @@ def update(
       state: the bandit.
       selection: group -> int32[K].
       rewards: group -> float32[K], each in [0, 1].
-      discount: plays, sums and t are multiplied by it first; 1.0 is the plain mean.
+      discount: plays, sums and t are multiplied by it first; 1.0 is the plain mean. Plays that
+        reach 2^-20 fade no further: an arm that was played once stays known, and so does its mean.
     """
     del key
     plays, sums, bad = {}, {}, jnp.zeros((), jnp.int32)
@@ -134,8 +152,9 @@ def update(
         good = jnp.isfinite(reward)
         bad = bad + jnp.sum(~good).astype(jnp.int32)
         gained = jnp.where(good, reward, 0.0).astype(jnp.float32)
-        plays[group] = _add_at(discount * before, chosen, jnp.float32(1.0))
-        sums[group] = _add_at(discount * state.sums[group], chosen, gained)
+        fades = discount * before >= _LEAST_PLAYS
+        plays[group] = _add_at(_faded(before, fades, discount), chosen, jnp.float32(1.0))
+        sums[group] = _add_at(_faded(state.sums[group], fades, discount), chosen, gained)
         seated[group] = jnp.zeros(before.shape, jnp.bool_).at[chosen].set(True)
     total = discount * state.total + 1.0
     return BanditState(plays, sums, total, state.selections + 1, seated), UpdateInfo(bad)
@@ -156,10 +175,11 @@ def top_k(key: Array, scores_C: Array, k: int) -> Array:
       scores_C: float32[C], no NaN.
       k: static, 1..C.
     """
-    draw_C = jax.random.bits(key, scores_C.shape, jnp.uint32)
-    index_C = jnp.arange(scores_C.shape[0], dtype=jnp.int32)
-    _, _, ranked_C = jax.lax.sort((-scores_C, draw_C, index_C), num_keys=2)
-    return jnp.sort(ranked_C[:k])
+    return jnp.sort(scores.ranked(key, scores_C)[:k])
+
+
+def _faded(values_C: Array, fades_C: Array, discount: float) -> Array:
+    return jnp.where(fades_C, discount * values_C, values_C)
 
 
 def _add_at(values_C: Array, chosen_K: Array, gained: Array) -> Array:

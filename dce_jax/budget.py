@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,14 @@ class Budget:
     entries: tuple[tuple[str, int, int], ...]
 
     def __post_init__(self) -> None:
-        """Refuses an empty budget, repeated groups and any K outside 1..C."""
+        """Refuses an empty budget, repeated groups, and any K outside 1..C or no integer."""
         if not self.entries:
             raise ValueError("a budget needs at least one channel group, got none")
+        try:
+            plain = tuple((g, int(index(c)), int(index(k))) for g, c, k in self.entries)
+        except TypeError as error:
+            raise ValueError(f"widths of a budget must be integers: {self.entries}") from error
+        object.__setattr__(self, "entries", plain)
         names = [group for group, _, _ in self.entries]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -169,7 +175,8 @@ def from_macs(
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"MACs target {fraction} is outside (0, 1]: it is a share of dense MACs")
     dense = macs_of(dict(widths))
-    target = fraction * dense
+    # A share computed from integers may, multiplied back, fall just short of what it came from.
+    target = fraction * dense * (1 + 1e-12)
 
     def at(keep: float) -> Budget:
         return from_fraction(

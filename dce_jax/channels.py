@@ -90,7 +90,10 @@ class ChannelMap:
 
         def look_up(path: Any, _: Any) -> AxisNames:
             if path_names(path) not in known:
-                raise ValueError(f"{collection} leaf {show(path_names(path))} is not in the map")
+                raise ValueError(
+                    f"{collection} leaf {show(path_names(path))} is not in the map: it is of "
+                    "another network, or still in its box (flax.linen.unbox)"
+                )
             return known[path_names(path)]
 
         return jax.tree_util.tree_map_with_path(look_up, tree)
@@ -160,7 +163,8 @@ def check_shapes(channels: ChannelMap, narrow: Widths, variables: PyTree) -> Non
             raise ValueError(
                 f"{collection} leaf {show(path)} has shape {found[collection, path]} at narrow "
                 f"widths, where its axis names foretell {shape}: name each axis that follows a "
-                "group's width with nn.with_logical_partitioning, and only those"
+                "group's width with nn.with_logical_partitioning, and only those (running "
+                "statistics take the names of their norm's scale or bias: it needs one of the two)"
             )
 
 

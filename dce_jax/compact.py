@@ -4,8 +4,10 @@ A saved model is a directory of two files: ``weights.safetensors`` and ``structu
 the original indices of every channel, and the network's plain attributes).
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +27,8 @@ from dce_jax.channels import ChannelMap
 from dce_jax.types import Array, PyTree, Selection
 
 WEIGHTS, STRUCTURE, FORMAT = "weights.safetensors", "structure.json", 1
+
+_KEYS = ("network", "attributes", "needed", "widths", "full_widths", "channels", "leaves")
 
 _NOT_PLAIN = object()
 
@@ -57,8 +61,10 @@ def extract(
       selection: group -> int32[K] for every group with K < C.
 
     Raises:
-      ValueError: a selection that does not fit the budget.
+      ValueError: a budget of another network, or a selection that does not fit it.
     """
+    if budget.full != channels.full:
+        raise ValueError(f"the budget is for widths {budget.full}, the network has {channels.full}")
     slab.check_selection(selection, budget)
     cut = {
         name: slab.gather(tree, channels.names(name, tree), selection, channels.full)
@@ -133,12 +139,17 @@ def _pooled(stats: PyTree) -> PyTree:
 
 
 def save(directory: Path | str, module: nn.Module, model: Compact) -> None:
-    """Writes ``weights.safetensors`` and ``structure.json``; each appears whole or not at all.
+    """Writes ``weights.safetensors`` and ``structure.json``, over an older model or anew.
+
+    Both are on the disk before either takes its name: where writing fails, an older model stays.
 
     Args:
       directory: made if it is missing.
       module: the network at any widths; its plain attributes are stored beside the widths.
       model: what `extract` gave.
+
+    Raises:
+      OSError: a full disk, or a directory that cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,9 +168,18 @@ def save(directory: Path | str, module: nn.Module, model: Compact) -> None:
         "channels": {group: chosen.tolist() for group, chosen in model.selection.items()},
         "leaves": {name: list(value.shape) for name, value in arrays.items()},
     }
-    _replace(directory / WEIGHTS, lambda path: save_file(arrays, path))
-    text = json.dumps(structure, indent=1)
-    _replace(directory / STRUCTURE, lambda path: path.write_text(text + "\n"))
+    parts = {name: directory / f"{name}.part" for name in (WEIGHTS, STRUCTURE)}
+    try:
+        save_file(arrays, parts[WEIGHTS])
+        structure["sha256"] = _digest(parts[WEIGHTS])
+        parts[STRUCTURE].write_text(json.dumps(structure, indent=1) + "\n")
+        for part in parts.values():
+            _sync(part)
+        for name, part in parts.items():
+            part.replace(directory / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def load(
@@ -178,7 +198,8 @@ def load(
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: another class, another format, a needed attribute missing, or damaged weights.
+      ValueError: another class, another format, a needed attribute missing, damaged files, or
+        files of two models.
     """
     directory = Path(directory)
     structure = _read_structure(directory / STRUCTURE)
@@ -192,7 +213,7 @@ def load(
             f"attributes {missing} of the saved {network.__name__} are no plain data and were not "
             "stored: pass them to load"
         )
-    arrays = _read_weights(directory / WEIGHTS, structure["leaves"])
+    arrays = _read_weights(directory / WEIGHTS, structure)
     variables = unflatten_dict({tuple(name.split("/")): v for name, v in arrays.items()})
     stored = {name: _from_plain(value) for name, value in structure["attributes"].items()}
     module = network(**{**stored, **attributes, "widths": FrozenDict(structure["widths"])})
@@ -200,14 +221,27 @@ def load(
         (group, width, structure["widths"][group])
         for group, width in structure["full_widths"].items()
     )
+    budget = Budget(entries)
     chosen = {g: np.asarray(indices, np.int32) for g, indices in structure["channels"].items()}
-    return module, Compact(jax.tree.map(jnp.asarray, variables), Budget(entries), chosen)
+    try:
+        slab.check_selection(chosen, budget)
+    except ValueError as error:
+        raise _damaged(directory / STRUCTURE, error) from error
+    return module, Compact(jax.tree.map(jnp.asarray, variables), budget, chosen)
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    partial.replace(path)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}): extract the model again")
 
 
 def _read_structure(path: Path) -> dict[str, Any]:
@@ -216,23 +250,28 @@ def _read_structure(path: Path) -> dict[str, Any]:
     try:
         structure = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): extract the model again") from error
+        raise _damaged(path, error) from error
     found = structure.get("format") if isinstance(structure, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found}, this version reads {FORMAT}")
+    if lacking := [key for key in _KEYS if key not in structure]:
+        raise _damaged(path, f"it lacks {', '.join(lacking)}")
     return structure
 
 
-def _read_weights(path: Path, leaves: dict[str, list[int]]) -> dict[str, np.ndarray]:
+def _read_weights(path: Path, structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"the compact model's weights are missing: {path}")
     try:
         arrays = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): extract the model again") from error
+        raise _damaged(path, error) from error
     found = {name: list(value.shape) for name, value in arrays.items()}
-    if found != leaves:
+    if found != structure["leaves"]:
         raise ValueError(f"{path} does not hold the leaves that {STRUCTURE} names")
+    # Models of earlier versions have no digest.
+    if structure.get("sha256", _digest(path)) != _digest(path):
+        raise _damaged(path, f"it is not the file that {STRUCTURE} was written with")
     return arrays
 
 
@@ -257,12 +296,15 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         encoded = [_to_plain(v) for v in value]
         return _NOT_PLAIN if any(v is _NOT_PLAIN for v in encoded) else encoded
-    if isinstance(value, (type, np.dtype)):
-        try:
-            return {"dtype": jnp.dtype(value).name}
-        except TypeError:
-            return _NOT_PLAIN
+    if isinstance(value, np.dtype) or _is_scalar_type(value):
+        return {"dtype": jnp.dtype(value).name}
     return _NOT_PLAIN
+
+
+def _is_scalar_type(value: Any) -> bool:
+    """Whether it names a dtype; other classes may have an attribute ``dtype``, too."""
+    numpy_type = isinstance(value, type) and issubclass(value, np.generic)
+    return numpy_type or isinstance(value, type(jnp.float32)) or value in (bool, int, float)
 
 
 def _from_plain(value: Any) -> Any:

@@ -58,9 +58,9 @@ def rounding(widths: Widths, device: jax.Device, dtype: Any) -> tuple[int, tuple
     narrow = tuple(group for group, width in widths.items() if width < multiple)
     if len(narrow) == len(widths):
         raise ValueError(
-            f"a {device.device_kind} wants multiples of {multiple} channels in {dtype}, but no "
-            f"group has as many (the widest has {max(widths.values())}): set multiple_of to a "
-            "number from 1 to that"
+            f"a {device.device_kind} wants multiples of {multiple} channels in "
+            f"{jnp.dtype(dtype).name}, but no group has as many (the widest has "
+            f"{max(widths.values())}): set multiple_of to a number from 1 to that"
         )
     return multiple, narrow
 
@@ -95,7 +95,7 @@ def warnings(budget: Budget, device: jax.Device, dtype: Any) -> tuple[str, ...]:
     multiple = multiple_of(device, dtype)
     return tuple(
         f"{chosen} channels cannot run faster than {filled} on {device.device_kind}, which "
-        f"computes {dtype} in multiples of {multiple}: {_listed(names)}"
+        f"computes {jnp.dtype(dtype).name} in multiples of {multiple}: {_listed(names)}"
         for (chosen, filled), names in groups.items()
     )
 

@@ -1,7 +1,7 @@
 """The rule for idle channels: freeze them (the default), or one of two others.
 
 *Freeze*: what did not execute keeps its bits, parameters and moments alike. *Forget* (of `step`):
-parameters keep their bits, moments are zeroed as soon as an element idles. *Catch up*: when an
+parameters keep their bits, moments start anew as soon as an element idles. *Catch up*: when an
 element executes again it first receives the decoupled weight decay of the steps it missed, the
 product of ``1 - lr(s) * wd``. Only decoupled decay (AdamW, Lion, SGD with decay after its momentum)
 can be caught up in closed form; decay inside the gradient (L2) has no meaning for an idle channel.
@@ -30,7 +30,7 @@ class CatchUp(NamedTuple):
 
 
 def catch_up(
-    learning_rate: float | Callable[[int], Array],
+    learning_rate: float | Callable[[Array], Array],
     weight_decay: float,
     *,
     steps: int,
@@ -41,7 +41,7 @@ def catch_up(
     Args:
       learning_rate: a number or an optax schedule, as the optimizer uses it.
       weight_decay: the optimizer's decoupled decay, at least 0.
-      steps: length of the run.
+      steps: length of the run; the table ends there, and what idles longer decays no more.
       decayed: tree of bools like the parameters.
 
     Raises:
@@ -49,10 +49,10 @@ def catch_up(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}: a run has at least one")
-    at = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    rates = np.array([float(at(step)) for step in range(steps)], np.float64)
-    factors = 1.0 - rates * weight_decay
-    if weight_decay < 0 or np.any(factors <= 0):
+    at = jnp.arange(steps, dtype=jnp.int32)
+    rates = jax.vmap(learning_rate)(at) if callable(learning_rate) else learning_rate
+    factors = np.broadcast_to(1.0 - np.asarray(rates, np.float64) * weight_decay, (steps,))
+    if weight_decay < 0 or not np.all(factors > 0):
         raise ValueError(
             f"decay factors 1 - lr * {weight_decay} reach from {factors.min():.3g} to "
             f"{factors.max():.3g}: they must lie in (0, 1]; lower weight_decay"

@@ -30,7 +30,7 @@ def take(x: Array, indices: Array, axis: int, lookup: Lookup, *, unique: bool) -
     """Entries of one axis.
 
     Args:
-      x: any[..., C, ...] of 1, 2, 4 or 8 bytes an element.
+      x: any[..., C, ...]; bools and complex numbers are always found by index.
       indices: int32[K], sorted and in 0..C-1.
       axis: where C is.
       lookup: the way.
@@ -39,7 +39,7 @@ def take(x: Array, indices: Array, axis: int, lookup: Lookup, *, unique: bool) -
     Returns:
       any[..., K, ...].
     """
-    if lookup == "one_hot":
+    if lookup == "one_hot" and not (x.dtype == bool or jnp.iscomplexobj(x)):
         return _product(x, indices, axis)
     return x.at[(*(slice(None),) * axis, indices)].get(
         indices_are_sorted=True, unique_indices=unique, mode="promise_in_bounds"

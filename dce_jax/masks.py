@@ -2,7 +2,8 @@
 
 Masks are data: one compiled program serves any choice of channels, where a network that is really
 cut is compiled for every width. It computes what the cut network does (`dce_jax.probe` proves that
-of every channel map), at what the dense one costs.
+of every channel map, on finite numbers: a removed channel that is NaN stays NaN), at what the dense
+one costs.
 """
 
 from collections.abc import Mapping

@@ -20,10 +20,10 @@ def optimizer_names(tx: optax.GradientTransformation, params: PyTree, names: PyT
 
     Raises:
       ValueError: an optimizer whose state does not have its parameters' shapes (adafactor, sm3,
-        lbfgs) or adds up gradients across steps (MultiSteps), naming the leaf.
+        lbfgs) or carries work from step to step (MultiSteps, apply_every, sam), naming the leaf.
     """
     state = jax.eval_shape(tx.init, params)
-    _refuse_multi_steps(state)
+    _refuse_unfinished(state)
     try:
         paired = optax.tree_map_params(
             tx,
@@ -68,14 +68,21 @@ def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def _is_multi_steps(x: Any) -> bool:
-    return isinstance(x, optax.MultiStepsState)
+# They add up gradients, or perturb parameters, in one step and settle it in a later one, by which
+# time other channels may execute.
+_UNFINISHED = (optax.MultiStepsState, optax.ApplyEvery, optax.contrib.SAMState)
 
 
-def _refuse_multi_steps(state: PyTree) -> None:
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_multi_steps):
-        if _is_multi_steps(node):
+def _is_unfinished(x: Any) -> bool:
+    return isinstance(x, _UNFINISHED)
+
+
+def _refuse_unfinished(state: PyTree) -> None:
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_unfinished):
+        if _is_unfinished(node):
             raise ValueError(
-                f"optimizer state {show(path_names(path)) or '(root)'} is optax.MultiSteps: it "
-                "adds up gradients of different selections; use a larger batch instead"
+                f"optimizer state {show(path_names(path)) or '(root)'} is {type(node).__name__}: "
+                "such an optimizer (MultiSteps, apply_every, sam) finishes in one step what it "
+                "began in another, when other channels may execute; use a larger batch or SGD, "
+                "Adam, AdamW or Lion alone"
             )

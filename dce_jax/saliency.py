@@ -122,7 +122,8 @@ def to_unit(values: Rewards, *, signed: bool = False) -> Rewards:
     """Scales each group by its largest finite value, to float32 in [0, 1].
 
     An all-zero group stays zero; NaN and infinite values stay what they are, for the bandit to
-    count and report.
+    count and report. A channel alone (K = 1) has 1, whatever it is worth: a bandit that plays one
+    channel at a time learns nothing from it.
 
     Args:
       values: group -> float[K].

@@ -60,27 +60,44 @@ def seats(key: Array, arms: Arms, *, alpha: Alpha, contest: Contest) -> Array:
     confidence bound, never played ones first; a newcomer stays if it earned more in its first
     selection than what was seated beside it. Before the first selection all arms are equal.
 
+    Where fewer arms can be selected than stay, as after a budget that shrank, the best of them do.
+
     Args:
-      key: unused; every score function takes one.
+      key: draws among equal means.
       arms: float32[C] arrays of one group.
       alpha: scale of the confidence radius of the arms outside.
       contest: share of the seats that are contested, in [0, 1]; at 0 the latest selection stays.
 
     Returns:
-      float32[C]: +inf for those that stay, negative for those that leave.
+      float32[C]: in the upper half of its range for those that stay, the best first; negative for
+      those that leave.
     """
     share = contest(arms.selections) if callable(contest) else contest
     taken = jnp.sum(arms.seated_C, dtype=jnp.int32)
     wished = jnp.asarray(share, jnp.float32) * taken.astype(jnp.float32)
     contested = jnp.floor(wished + 0.5).astype(jnp.int32)
     means_C = jnp.where(arms.seated_C, arms.mean_C, -jnp.inf)
-    rank_C = jnp.argsort(jnp.argsort(-means_C))  # 0 is the best that is seated
+    rank_C = jnp.argsort(ranked(key, means_C))  # 0 is the best that is seated
     stays_C = arms.seated_C & (rank_C < taken - contested)
-    unplayed_first = jnp.finfo(jnp.float32).max
-    outside_C = jnp.minimum(ucb(key, arms, alpha=alpha), unplayed_first)
+    largest, share_C = jnp.finfo(jnp.float32).max, rank_C.astype(jnp.float32) / rank_C.size
+    outside_C = jnp.minimum(ucb(key, arms, alpha=alpha), largest / 4)
     # Where fewer arms are outside than seats contested, the best of those that leave come back.
     leaves_C = -1.0 / (1.0 + arms.mean_C)
-    return jnp.where(stays_C, jnp.inf, jnp.where(arms.seated_C, leaves_C, outside_C))
+    inside_C = jnp.where(stays_C, largest * (1.0 - 0.5 * share_C), leaves_C)
+    return jnp.where(arms.seated_C, inside_C, outside_C)
+
+
+def ranked(key: Array, scores_C: Array) -> Array:
+    """Indices of arms by falling score, int32[C]; equal scores are drawn fairly by ``key``.
+
+    Args:
+      key: PRNG key.
+      scores_C: float32[C], no NaN.
+    """
+    draw_C = jax.random.bits(key, scores_C.shape, jnp.uint32)
+    index_C = jnp.arange(scores_C.shape[0], dtype=jnp.int32)
+    _, _, ranked_C = jax.lax.sort((-scores_C, draw_C, index_C), num_keys=2)
+    return ranked_C
 
 
 def random(key: Array, arms: Arms) -> Array:

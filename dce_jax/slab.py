@@ -5,7 +5,7 @@ parameters, optimizer moments and model state alike. Either of two lookups carri
 bit the same (`dce_jax.lookups`): by index, or as a product with a one-hot matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def scatter(
     return jax.tree.map(one, tree, slab, names)
 
 
-def check_selection(selection: Selection, budget: Budget) -> None:
+def check_selection(selection: Mapping[str, Array | np.ndarray], budget: Budget) -> None:
     """Refuses a selection that does not fit a budget; needs concrete arrays.
 
     Raises:
@@ -123,6 +123,7 @@ def _scatter(leaf: Array, part: Array, cuts: list[tuple[int, Array]], lookup: Lo
     # one in-place pass, where its scatter of the same entries goes one by one on a CPU.
     if not cuts:
         return part
+    part = jnp.asarray(part)
     chosen_here = jnp.ones((1,) * leaf.ndim, bool)
     for axis, chosen in reversed(cuts):
         hit = lookups.hits(chosen, leaf.shape[axis], lookup)

@@ -79,7 +79,7 @@ class Pieces(NamedTuple):
       discount: of the bandit's means.
       batch_fn: ``(data, step, key) -> batch``, inside the compiled step.
       catch_up: decay rule of idle elements, or None: freeze.
-      forget: whether the moments of what does not execute are zeroed.
+      forget: whether the moments of what does not execute start anew.
       quiet: whether consumers start to read a newcomer from zero (`dce_jax.newcomers`).
       lookup: how slabs are gathered and scattered.
     """
@@ -138,8 +138,8 @@ def pieces(
       discount: in (0, 1].
       batch_fn: makes the batch inside the step.
       catch_up: decay rule of idle elements; None freezes them.
-      forget: whether the moments of elements that did not execute are zeroed: they start anew
-        when they return. Adam's first steps are larger then, as its count goes on.
+      forget: whether elements that did not execute have the moments that the optimizer starts
+        with. Adam's first steps are larger when they return, as its count goes on.
       quiet: whether consumers start to read a newcomer from zero.
       lookup: how slabs are gathered and scattered: by ``"index"``, or by products with
         ``"one_hot"`` matrices, bit for bit the same.
@@ -245,9 +245,10 @@ def leave(
     def put(tree: PyTree, part: PyTree, names: PyTree) -> PyTree:
         return slab.scatter(tree, part, names, selection, pieces.full, lookup=pieces.lookup)
 
-    moments = jax.tree.map(jnp.zeros_like, wide.opt_state) if pieces.forget else wide.opt_state
+    params = put(wide.params, narrow.params, pieces.params_names)
+    moments = pieces.tx.init(params) if pieces.forget else wide.opt_state
     loop = narrow._replace(
-        params=put(wide.params, narrow.params, pieces.params_names),
+        params=params,
         model_state=put(wide.model_state, narrow.model_state, pieces.state_names),
         opt_state=put(moments, narrow.opt_state, pieces.opt_names),
     )

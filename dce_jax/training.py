@@ -102,8 +102,12 @@ def evidence_of(
 
     Returns:
       Evidence, the model state after the forward pass, and metrics.
+
+    Raises:
+      ValueError: gates, of which each example has one, and a batch of which it cannot be told how
+        many examples it holds.
     """
-    size = jax.tree.leaves(batch)[0].shape[0]
+    size = _examples(batch) if gate_shapes else 0
     gates = jax.tree.map(lambda g: jnp.ones((size, *g.shape[1:]), g.dtype), gate_shapes or {})
 
     def total(params: PyTree, gates: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
@@ -120,6 +124,21 @@ def evidence_of(
         key=step_key(loop, SIGNAL),
     )
     return evidence, model_state, {"loss": value, **metrics}
+
+
+def _examples(batch: PyTree) -> int:
+    """B, the first axis of every leaf of a batch that is not a single number."""
+    sizes = {
+        jax.tree_util.keystr(path): leaf.shape[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        if leaf.ndim
+    }
+    if len(set(sizes.values())) != 1:
+        raise ValueError(
+            f"the signal reads a gate per example, but the batch's leaves have {sizes} first "
+            "entries: close the loss over what is not one per example"
+        )
+    return int(next(iter(sizes.values())))
 
 
 def repeat(

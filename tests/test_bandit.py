@@ -217,8 +217,11 @@ def test_the_worst_that_sit_leave_their_seats_to_unplayed_arms_first():
     arms = seated([0.9, 0.1, 0.5, 0.4, 0.8, 0.0], [5, 5, 5, 5, 1, 0], [0, 1, 2, 3])
     found = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.25)
     np.testing.assert_allclose(
-        found, [np.inf, -1 / 1.1, np.inf, np.inf, 0.8, np.finfo(np.float32).max]
+        np.asarray(found) / np.finfo(np.float32).max,
+        [1, 0, 1 - 1 / 12, 1 - 2 / 12, 0, 1 / 4],
+        atol=1e-7,
     )
+    np.testing.assert_allclose(found[jnp.asarray([1, 4])], [-1 / 1.1, 0.8])
     two = scores.seats(jax.random.key(0), arms, alpha=0.0, contest=0.5)
     np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), two, 4), [0, 2, 4, 5])
 
@@ -232,6 +235,48 @@ def test_with_no_seat_contested_the_latest_selection_stays_whatever_its_means():
     arms = seated([0.1, 0.9, 0.0, 0.9], [2, 2, 2, 2], [0, 1, 2])
     smaller = scores.seats(jax.random.key(0), arms, alpha=1.0, contest=1 / 3)
     np.testing.assert_array_equal(bandit.top_k(jax.random.key(0), smaller, 2), [0, 1])
+
+
+def test_a_budget_that_shrinks_keeps_the_best_that_sit_even_of_those_that_all_stay():
+    arms = seated(np.linspace(1.0, 0.1, 8).tolist() + [2.0] * 8, [3] * 16, range(8))
+    for seed in range(4):
+        found = scores.seats(jax.random.key(seed), arms, alpha=0.0, contest=0.0)
+        np.testing.assert_array_equal(bandit.top_k(jax.random.key(seed), found, 3), [0, 1, 2])
+
+
+def test_equal_means_leave_their_seats_by_lot():
+    arms = seated([0.0] * 6, [1] * 6, range(4))
+    stayed = np.zeros(6)
+    for seed in range(200):
+        found = scores.seats(jax.random.key(seed), arms, alpha=0.0, contest=0.5)
+        stayed[np.asarray(found) > np.finfo(np.float32).max / 3] += 1
+    assert stayed.sum() == 400 and np.all(stayed[4:] == 0)
+    assert np.all(np.abs(stayed[:4] - 100) < 35)  # five deviations of a fair draw
+
+
+def test_fading_plays_never_make_an_arm_unknown():
+    one = budget.Budget((("a", 4, 1),))
+    state = bandit.init(one)
+    rewards = {"a": jnp.asarray([0.5])}
+    chosen = {"a": jnp.asarray([2], jnp.int32)}
+    first = {"a": jnp.asarray([0], jnp.int32)}
+    book = jax.jit(functools.partial(bandit.update, jax.random.key(0), discount=0.5))
+    state, _ = book(state, selection=first, rewards={"a": jnp.asarray([0.3])})
+    for _ in range(300):
+        state, _ = book(state, selection=chosen, rewards=rewards)
+    found = bandit.arms(state, "a")
+    np.testing.assert_allclose(found.mean_C, [0.3, 0, 0.5, 0], rtol=1e-5)
+    np.testing.assert_array_equal(found.plays_C > 0, [True, False, True, False])
+    assert np.all(np.isfinite(scores.radius(found, alpha=0.0)))
+    assert scores.greedy(jax.random.key(0), found)[0] < 1
+
+
+def test_groups_that_nobody_keeps_account_of_are_refused_by_name():
+    with pytest.raises(ValueError, match="unknown channel group 'aa'; did you mean 'a'"):
+        bandit.init(budget.Budget((("a", 4, 1),)), ["aa"])
+    wider = budget.Budget((("a", 4, 1), ("b", 5, 2)))
+    with pytest.raises(ValueError, match=r"no account of group 'b', .* 2 of 5 channels: name it"):
+        bandit.select(jax.random.key(0), bandit.init(wider, ["a"]), budget=wider, score=scores.best)
 
 
 @settings(deadline=None, max_examples=50)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +124,22 @@ def test_macs_target_gives_the_largest_uniform_budget_that_meets_it(fraction, mu
     fitting = [b for b in grid if quadratic(b.compact) <= fraction * quadratic(WIDTHS)]
     assert found in grid
     assert quadratic(found.compact) == max(quadratic(b.compact) for b in fitting)
+
+
+def test_a_share_counted_from_a_budget_gives_it_back():
+    for step in range(1, 65):
+        wanted = budget.from_fraction(WIDTHS, step / 64)
+        share = quadratic(wanted.compact) / quadratic(WIDTHS)
+        found = budget.from_macs(WIDTHS, share, quadratic)
+        assert quadratic(found.compact) == quadratic(wanted.compact)
+
+
+def test_widths_are_plain_integers():
+    found = budget.Budget((("a", np.int64(4), np.int64(2)),))
+    assert [type(number) for number in found.entries[0][1:]] == [int, int]
+    for wrong in (2.0, 2.5, "2"):
+        with pytest.raises(ValueError, match="widths of a budget must be integers"):
+            budget.Budget((("a", 4, wrong),))
 
 
 def test_macs_target_holds_whole_groups():

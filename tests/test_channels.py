@@ -167,6 +167,32 @@ class Permuted(nn.Module):
         return dense(3, (("a", "b"), None), "head")(jnp.concatenate([b, a], axis=-1))
 
 
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_swapped_names_of_narrow_groups_are_refused_on_numbers(width):
+    module = TwoSides(FrozenDict({"a": width, "b": width}))
+    assert probe.channel_map(module, VECTORS).full == {"a": width, "b": width}
+    with pytest.raises(
+        ValueError, match=r"meaning changes when channels of \['a', 'b'\]|head_a/kernel has"
+    ):
+        probe.channel_map(module.clone(swapped=True), VECTORS)
+
+
+class TwoSides(nn.Module):
+    """Two layers of one width beside each other, whose consumers' names may be swapped."""
+
+    widths: FrozenDict
+    swapped: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        out = 0.0
+        for group, other in (("a", "b"), ("b", "a")):
+            y = nn.relu(dense(self.widths[group], (None, group), f"one_{group}")(x))
+            read = other if self.swapped else group
+            out = out + dense(3, (read, None), f"head_{group}")(y)
+        return out
+
+
 def test_wrong_order_of_a_concatenation_is_refused_on_numbers():
     with pytest.raises(ValueError, match=r"or an axis carries the wrong group's name"):
         probe.channel_map(Permuted(), VECTORS)
@@ -219,7 +245,7 @@ def test_networks_without_widths_are_refused(module, message):
 
 
 def test_a_leaf_that_the_map_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="params leaf conv_z/kernel is not in the map"):
+    with pytest.raises(ValueError, match=r"leaf conv_z/kernel is not in the map.*unbox"):
         channel_map(ConvNet()).names("params", {"conv_z": {"kernel": jnp.ones(3)}})
 
 

@@ -133,6 +133,60 @@ def test_attributes_may_be_overridden(tmp_path):
     assert compact.load(tmp_path, ConvNet, dtype=jnp.bfloat16)[0].dtype == jnp.bfloat16
 
 
+class Normed(nn.Module):
+    """A network whose attributes are classes, of which only one is a dtype."""
+
+    widths: FrozenDict
+    norm: type = nn.BatchNorm
+    other: type = nn.Module
+    dtype: jnp.dtype = jnp.float32
+
+
+def test_classes_are_no_dtypes(tmp_path):
+    class Plain:
+        dtype = jnp.float32
+
+    assert compact._attributes(Normed(MODULE.widths)) == ({"dtype": {"dtype": "float32"}}, [])
+    found = compact._attributes(Normed(MODULE.widths, norm=Plain, other=dict, dtype=float))
+    assert found == ({"dtype": {"dtype": "float64"}}, ["norm", "other"])
+
+
+def test_a_budget_of_another_network_is_refused():
+    wide = budget.Budget((("a", 64, 2), ("b", 6, 3)))
+    with pytest.raises(ValueError, match=r"budget is for widths .*64.* the network has .*4"):
+        compact.extract(channel_map(MODULE), wide, variables(MODULE), SELECTION)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "structure.json"])
+def test_where_saving_fails_the_older_model_stays(tmp_path, monkeypatch, file):
+    compact.save(tmp_path, MODULE, extracted())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = extracted()._replace(variables=jax.tree.map(jnp.negative, extracted().variables))
+
+    def full_disk(path):
+        if path.name == f"{file}.part":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compact, "_sync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        compact.save(tmp_path, MODULE, other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    same_bits(compact.load(tmp_path, ConvNet)[1].variables, extracted().variables)
+
+
+def test_files_of_two_models_are_refused(tmp_path):
+    other = extracted()._replace(variables=jax.tree.map(jnp.negative, extracted().variables))
+    compact.save(tmp_path / "one", MODULE, extracted())
+    compact.save(tmp_path / "two", MODULE, other)
+    (tmp_path / "two/weights.safetensors").replace(tmp_path / "one/weights.safetensors")
+    with pytest.raises(ValueError, match=r"damaged \(it is not the file that structure\.json was"):
+        compact.load(tmp_path / "one", ConvNet)
+    structure = json.loads((tmp_path / "one/structure.json").read_text())
+    del structure["sha256"]  # as earlier versions wrote it
+    (tmp_path / "one/structure.json").write_text(json.dumps(structure))
+    same_bits(compact.load(tmp_path / "one", ConvNet)[1].variables, other.variables)
+
+
 def damage(path, change):
     path.write_bytes(change(path.read_bytes()))
 
@@ -141,6 +195,22 @@ def without_a_leaf(content):
     structure = json.loads(content)
     structure["leaves"].popitem()
     return json.dumps(structure).encode()
+
+
+def without_widths(content):
+    structure = json.loads(content)
+    del structure["widths"], structure["leaves"]
+    return json.dumps(structure).encode()
+
+
+def fewer_channels(content):
+    structure = json.loads(content)
+    structure["channels"]["b"] = [1, 2]
+    return json.dumps(structure).encode()
+
+
+def a_flipped_bit(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def another_format(content):
@@ -152,6 +222,17 @@ def another_format(content):
     [
         ("weights.safetensors", lambda b: b[: len(b) // 2], r"weights\.safetensors is damaged"),
         ("weights.safetensors", lambda _: b"", r"weights\.safetensors is damaged"),
+        ("weights.safetensors", a_flipped_bit, r"weights\.safetensors is damaged \(it is not the"),
+        (
+            "structure.json",
+            without_widths,
+            r"damaged \(it lacks widths, leaves\)",
+        ),
+        (
+            "structure.json",
+            fewer_channels,
+            r"damaged \(selection of 'b' must be",
+        ),
         ("structure.json", lambda b: b[: len(b) // 2], r"structure\.json is damaged .* extract"),
         ("structure.json", lambda _: b"[]", r"structure\.json has format None"),
         ("structure.json", lambda _: b"\xff\xfe", r"structure\.json is damaged"),

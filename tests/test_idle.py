@@ -133,6 +133,20 @@ def test_forgetting_zeroes_the_moments_of_what_idles_and_nothing_else():
     assert lost > 0
 
 
+def test_forgetting_gives_back_what_the_optimizer_starts_with():
+    # Schedule-free SGD keeps weights in its state: zeroing them would be another network.
+    tx = optax.contrib.schedule_free_sgd(1e-2)
+    pieces, state = setup(MODULE, HALF, tx, forget=True)
+    inside = step.enter(pieces, state)
+    after, _ = step.leave(pieces, state, inside)
+    same_bits(after.loop.opt_state.z, state.loop.params)
+
+
+def test_a_rate_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match=r"decay factors .* nan"):
+        idle.catch_up(float("nan"), 0.1, steps=3, decayed={})
+
+
 def test_settling_by_hand():
     params = {"w": jnp.asarray([[1.0, 2.0, 3.0]]), "b": jnp.asarray([4.0])}
     last = {"w": jnp.asarray([[0, 2, 3]], jnp.int32), "b": jnp.zeros(1, jnp.int32)}

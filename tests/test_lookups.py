@@ -52,6 +52,13 @@ def test_a_one_hot_slab_has_the_bits_of_an_indexed_one(dtype):
         same_bits(back, expected)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.complex64])
+def test_what_no_product_can_carry_is_found_by_index(dtype):
+    x = jnp.asarray(np.arange(10).reshape(2, 5) % 3, dtype)
+    found = lookups.take(x, jnp.asarray([0, 3], jnp.int32), 1, "one_hot", unique=True)
+    same_bits(found, x[:, np.array([0, 3])])
+
+
 def test_no_matmul_precision_changes_a_bit():
     x, chosen = any_bits((5, C), np.dtype(np.float32)), np.asarray([0, 3], np.int32)
     for precision in ("bfloat16", "highest"):

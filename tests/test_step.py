@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 from nets import (
+    IMAGES,
     ConvNet,
     MixNet,
     batch,
@@ -22,7 +23,7 @@ from nets import (
 )
 from steps import dense_setup, halves, host, jitted, setup
 
-from dce_jax import bandit, budget, compact, saliency, slab, step, training
+from dce_jax import bandit, budget, compact, forward, saliency, slab, step, training
 
 MODULE = ConvNet()
 HALF = halves(MODULE)
@@ -251,6 +252,25 @@ def test_gate_signals_reward_the_same_training():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert pieces.signal.needs_gates
     assert not np.allclose(one.bandit.sums["b"], two.bandit.sums["b"], atol=1e-4)
+
+
+def weighed(params, state, gates, given, key):
+    """The loss times what a batch holds beside its examples."""
+    value, rest = forward.classification_loss(MODULE)(params, state, gates, given, key)
+    return value * given["weight"] * jnp.mean(given.get("classes", 1.0)), rest
+
+
+def test_a_batch_may_hold_numbers_that_are_not_per_example():
+    loop, shapes = fresh("adamw").loop, forward.gate_shapes(MODULE, IMAGES)
+    given = {**batch(), "weight": jnp.float32(2.0), "classes": jnp.ones(3)}
+    found, *_ = training.evidence_of(weighed, loop, given, None)
+    once, *_ = training.evidence_of(forward.classification_loss(MODULE), loop, batch(), None)
+    for a, b in zip(*map(jax.tree.leaves, (found.grads, once.grads)), strict=True):
+        np.testing.assert_allclose(a, 2 * b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"a gate per example, .*classes.*3.* close the loss over"):
+        training.evidence_of(weighed, loop, given, shapes)
+    del given["classes"]
+    assert set(training.evidence_of(weighed, loop, given, shapes)[0].gates) == {"a", "b"}
 
 
 # Commit: the K best, then nothing but the narrow network's ordinary step.

@@ -146,8 +146,8 @@ def max_of_four(x: jax.Array) -> jax.Array:
     """Largest of 2x2 positions; an odd last row or column is left out.
 
     Written as maxima of strided slices: the backward pass of `jax.lax.reduce_window` is a
-    select-and-scatter, which costs a VGG on a CPU as much as half of its convolutions. Equal
-    values share the gradient equally, where a window would give it to the first.
+    select-and-scatter, which costs a VGG on a CPU as much as half of its convolutions. Two equal
+    values, or four, share the gradient equally, where a window would give it to the first.
 
     Args:
       x: float[B, H, W, C].

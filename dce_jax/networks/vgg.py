@@ -75,7 +75,7 @@ class VGG(nn.Module):
 
     def reward_norms(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Channel group -> paths of the norms whose gradients carry the group's reward."""
-        return {group: ((f"norm{i}",),) for i, group in enumerate(self.widths)}
+        return {group: ((f"norm{group.removeprefix('conv')}",),) for group in self.widths}
 
 
 def vgg(name: str, *, num_classes: int, dtype: jnp.dtype = jnp.float32, width: float = 1.0) -> VGG:
