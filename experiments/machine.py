@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import jax
 
@@ -25,6 +26,15 @@ def _one_device() -> str:
     if found.platform != "cpu":
         return found.device_kind
     return f"cpu ({cores()} cores)"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it: rounding differs between models."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cores() -> int:

@@ -69,6 +69,7 @@ def finish(run: Run, programs: Programs, state: Progress, workdir: Path) -> dict
         "effective_rank": redundancy.shares(raw["params"], maps.producers(run.channels)),
         **_timings(programs, workdir, pretrained.train_seconds(run.pretrained)),
         "device": machine.device(run.placement.devices),
+        "processor": machine.processor(),
         "versions": machine.versions(),
         "notes": [*run.data.notes, *warnings(run.budget, run.config.dtype)],
         "command": config.command(run.config),

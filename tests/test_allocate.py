@@ -120,8 +120,11 @@ def test_a_share_computed_from_a_budget_affords_that_budget(width):
 
 def test_the_floor_is_a_share_of_every_group_rounded_up():
     values = {"a": np.zeros(10), "b": np.ones(7)}
-    found = allocate.budget({"a": 10, "b": 7}, values, 0.6, lambda w: sum(w.values()), floor=0.25)
-    assert found.compact == {"a": 3, "b": 7}
+    for floor, expected in ((0.25, {"a": 3, "b": 5}), (0.0, {"a": 1, "b": 7})):
+        found = allocate.budget(
+            {"a": 10, "b": 7}, values, 0.48, lambda w: sum(w.values()), floor=floor
+        )
+        assert found.compact == expected
     # 0.07 * 100 is above 7 in floating point.
     least = from_wishes({"a": 100}, {"a": 0.0}, floor=0.07)
     assert least.compact == {"a": 7}

@@ -254,6 +254,17 @@ def test_equal_means_leave_their_seats_by_lot():
     assert np.all(np.abs(stayed[:4] - 100) < 35)  # five deviations of a fair draw
 
 
+def test_groups_of_one_width_are_selected_independently():
+    twins = budget.Budget((("a", 8, 4), ("b", 8, 4)))
+    for score in (scores.random, scores.greedy):  # of arms never played all are ties
+        pick = jax.jit(functools.partial(bandit.select, budget=twins, score=score))
+        alike = 0
+        for seed in range(50):
+            selection, _ = pick(jax.random.key(seed), bandit.init(twins))
+            alike += np.array_equal(selection["a"], selection["b"])
+        assert alike < 10  # one in 70 of fair draws
+
+
 def test_fading_plays_never_make_an_arm_unknown():
     one = budget.Budget((("a", 4, 1),))
     state = bandit.init(one)

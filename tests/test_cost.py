@@ -77,6 +77,12 @@ def test_transposed_convolution_counts_inputs_times_taps():
     assert jax.eval_shape(upsample, spec(2, 5, 5, 3), spec(3, 3, 3, 4)).shape == (2, 10, 10, 4)
     assert cost.macs(upsample, spec(2, 5, 5, 3), spec(3, 3, 3, 4)) == 2 * 15 * 15 * 3 * 4
 
+    def same(x, kernel):
+        return conv(x, kernel, padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))
+
+    # 9 outputs, the first of which begins on the padding: 5 meet one input each, 4 meet two.
+    assert cost.macs(same, spec(2, 5, 5, 3), spec(3, 3, 3, 4)) == 2 * 13 * 13 * 3 * 4
+
 
 def test_products():
     assert cost.macs(jnp.dot, spec(7, 3), spec(3, 5)) == 7 * 3 * 5

@@ -1,14 +1,15 @@
 """Batches: their order, their augmentation, and that a restart changes nothing."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import pipeline
+from experiments import evaluate, pipeline
 from experiments.augment import Augment
-from experiments.dataset import Split
+from experiments.dataset import Split, make_dataset
 from experiments.pipeline import batch_order, eval_batches, fits_on_device, make_source, resident
 
 N, SHAPE = 23, (6, 5, 3)
@@ -214,3 +215,21 @@ def test_make_source_picks_by_size():
     streamed = make_source(SPLIT, **RUN, limit_bytes=2 * size - 1, start_step=5)
     assert not streamed.resident
     assert streamed.data_at(5)["image"].shape == (4, *SHAPE)
+
+
+class Constant(nn.Module):
+    """Always says class 0."""
+
+    @nn.compact
+    def __call__(self, x):
+        return jnp.zeros((x.shape[0], 3)).at[:, 0].set(1.0)
+
+
+@pytest.mark.parametrize("count", [3, 256, 300])
+def test_accuracy_counts_no_padding(count):
+    labels = np.arange(count, dtype=np.int32) % 3
+    split = Split(np.zeros((count, *SHAPE), np.uint8), labels)
+    found = evaluate.accuracy(
+        Constant(), {"params": {}}, make_dataset("x", SPLIT, split, num_classes=N)
+    )
+    assert found == np.mean(labels == 0)

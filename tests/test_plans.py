@@ -78,6 +78,17 @@ def test_a_plan_is_the_allocation_of_the_means_at_the_first_budgets_macs(lab):
     assert plans.learned(run, zeros, run.commit_step).compact["conv0"] == 2
 
 
+def test_a_plan_per_cost_values_what_a_mac_buys(lab):
+    run = built(lab, per_cost=True)
+    count = plans.cost_of(run)
+    alike = {"conv0": np.linspace(1.0, 2.0, 4), "conv1": np.linspace(1.0, 2.0, 6)}
+    scaled = allocate.per_cost(allocate.by_mean(alike), run.budget.full, count)
+    share = count(run.budget.compact) / count(run.budget.full)
+    expected = allocate.budget(run.budget.full, scaled, share, count)
+    assert plans.learned(run, alike, run.commit_step) == expected
+    assert plans.learned(built(lab), alike, run.commit_step) != expected
+
+
 def test_no_layer_falls_below_its_floor(lab):
     worthless = {"conv0": np.zeros(4), "conv1": np.ones(6)}
     for floor, least in ((0.0, 1), (0.5, 2)):

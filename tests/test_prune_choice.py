@@ -89,26 +89,29 @@ def test_costs_that_no_table_foretells_are_refused():
 # --- the greedy choice
 
 
-def literal(saliencies, cost_of, *, target, least, order):
-    """One channel at a time, everything computed anew; lists of those that are left."""
+def literal(saliencies, cost_of, *, target, least, order, multiple_of=1):
+    """One step at a time, everything computed anew; lists of those that are left."""
     left = {g: list(range(len(v))) for g, v in saliencies.items()}
 
-    def widths(without=None):
-        return {g: len(c) - (g == without) for g, c in left.items()}
+    def widths(without=None, count=1):
+        return {g: len(c) - count * (g == without) for g, c in left.items()}
 
     while cost_of(widths()) > target:
         candidates = []
         for place, group in enumerate(left):
-            if len(left[group]) <= least[group]:
+            count = 1
+            while (len(left[group]) - count) % multiple_of:
+                count += 1
+            if len(left[group]) - count < least[group]:
                 continue
-            channel = min(left[group], key=lambda c, g=group: (saliencies[g][c], c))
-            saving = cost_of(widths()) - cost_of(widths(group))
-            value = saliencies[group][channel]
-            worth = value / saving if order.per_saving else value - order.penalty * saving
-            candidates.append((worth, place, group, channel))
+            worst = sorted(left[group], key=lambda c, g=group: (saliencies[g][c], c))[:count]
+            saving = cost_of(widths()) - cost_of(widths(group, count))
+            value = sum(saliencies[group][channel] for channel in worst)
+            each = (value - order.penalty * saving) / count
+            candidates.append((value / saving if order.per_saving else each, place, group, worst))
         assert candidates
-        _, _, group, channel = min(candidates)
-        left[group].remove(channel)
+        _, _, group, worst = min(candidates)
+        left[group] = [channel for channel in left[group] if channel not in worst]
     return left
 
 
@@ -142,6 +145,24 @@ def test_greedy_removal_is_the_literal_one(data):
     )
     assert {g: kept.tolist() for g, kept in found.items()} == expected
     assert all(kept.dtype == np.int32 for kept in found.values())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_greedy_removal_in_multiples_is_the_literal_one(data):
+    family = data.draw(st.sampled_from(["vgg", "padding", "dense-bc", "mobile"]))
+    table = data.draw(st.sampled_from(tables(family)))
+    full, multiple_of = dict(NETS[family].widths), data.draw(st.sampled_from([2, 3]))
+    draw = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    saliencies = {g: draw.uniform(0, 1, c) for g, c in full.items()}
+    least = {g: int(draw.integers(1, c + 1)) for g, c in full.items()}
+    narrowest = {g: min(c, -(-least[g] // multiple_of) * multiple_of) for g, c in full.items()}
+    low, high = costs.total(table, narrowest), costs.total(table, full)
+    target, order = low + data.draw(st.floats(0, 1)) * (high - low), data.draw(ORDERS)
+    options = {"target": target, "least": least, "order": order, "multiple_of": multiple_of}
+    found = pruning.greedy(saliencies, table, **options)
+    expected = literal(saliencies, lambda widths: costs.total(table, widths), **options)
+    assert {g: kept.tolist() for g, kept in found.items()} == expected
 
 
 def test_a_neighbour_that_shrinks_makes_a_channel_cheaper():

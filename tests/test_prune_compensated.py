@@ -320,6 +320,10 @@ def test_several_rounds_share_the_latents_of_the_first(lab, tmp_path, monkeypatc
     found, workdir = lab.run(**twice)
     assert len(found["rounds"]) == 2 and stored(workdir)["target"]["limit"] == TARGET
     assert found["compilations"]["search"] == 1
+    # The search is paid for once: what the run spends is what it was allowed, to a step.
+    allowed = 3 * 8 * 120 * runs.macs({"conv0": 3, "conv1": 5})
+    recalibration = 16 * found["macs_compact"]
+    assert abs(found["train_macs"] - recalibration - allowed) <= 3 * 8 * runs.macs(runs.FULL)
     lines = runs.lines(workdir / "search.jsonl")
     assert all(runs.macs(line["widths"]) <= TARGET for line in lines)  # the last round's
     config = runs.settings(lab.images, **twice, stop_after=found["plans"][1]["step"] + 1)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from families import TINY, example
+from nets import split, variables
 
-from dce_jax import compact, forward, networks, pruning, training
+from dce_jax import compact, forward, networks, pruning, saliency, training
 from dce_jax.budget import from_widths
 from dce_jax.channels import with_widths
 from dce_jax.networks import VGG
@@ -367,6 +369,17 @@ def test_the_penalty_is_the_sum_of_absolute_scales_until_the_last_round(lab):
     assert float(pruned.loss(*given)[0]) == float(plain)
     with pytest.raises(ValueError, match="slimming prunes by the scales of norms, but object"):
         slimming.penalised(None, object(), 0.1)
+
+
+def test_a_norm_that_several_groups_share_is_penalised_once():
+    module, shape = TINY["dense-bc"], example("dense-bc")
+    params, state = split(variables(module, shape))
+    loss = slimming.penalised(lambda *_: (jnp.float32(0), None), module, 0.5)
+    paths = [path for group in module.reward_norms().values() for path in group]
+    assert len(paths) > len(set(paths))
+    scales = [saliency.at(params, (*path, "scale")) for path in set(paths)]
+    expected = 0.5 * sum(float(jnp.sum(jnp.abs(scale))) for scale in scales)
+    assert float(loss(params, state, {}, {}, None)[0]) == pytest.approx(expected)
 
 
 # --- pacing

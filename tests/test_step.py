@@ -254,6 +254,23 @@ def test_gate_signals_reward_the_same_training():
     assert not np.allclose(one.bandit.sums["b"], two.bandit.sums["b"], atol=1e-4)
 
 
+def test_rewards_that_are_no_numbers_are_counted():
+    signal = saliency.norm_taylor(MODULE.reward_norms())
+
+    def value(given):
+        found = signal.value(given)
+        return {group: values.at[0].set(jnp.nan) for group, values in found.items()}
+
+    broken = signal._replace(value=value)
+    pieces, state = setup(MODULE, HALF, MOMENTUM, signal=broken)
+    after, metrics = jitted(step.fused, pieces)(state, batch())
+    assert int(metrics["bad_rewards"]) == 2  # one channel of each of two groups
+    inside, _ = jitted(step.observe, pieces)(step.enter(pieces, state), batch())
+    _, info = jitted(step.leave, pieces)(state, inside)
+    assert int(info.bad_rewards) == 2
+    assert all(np.all(np.isfinite(sums)) for sums in after.bandit.sums.values())
+
+
 def weighed(params, state, gates, given, key):
     """The loss times what a batch holds beside its examples."""
     value, rest = forward.classification_loss(MODULE)(params, state, gates, given, key)

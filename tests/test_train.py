@@ -4,6 +4,7 @@ import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 
 from dce_jax import compact, slab
 from dce_jax.networks import VGG
-from experiments import blocks, data, evaluate, journal, result, session, setup, train
+from experiments import blocks, data, evaluate, journal, ranking, result, session, setup, train
 from experiments.records import RESULT_KEYS
 
 METHODS = ("dce", "dense", "scratch", "subset", "random")
@@ -68,7 +69,7 @@ def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     assert found["peak_bytes"] > 0
     assert set(found["step_ms_median"]) == {"explore", "commit"}
     assert set(found["versions"]) == {"python", "jax", "jaxlib", "flax", "optax", "numpy"}
-    assert "cpu" in found["device"]
+    assert "cpu" in found["device"] and found["processor"]
     assert found["config"]["method"] == method
 
 
@@ -232,6 +233,29 @@ def test_every_signal_rewards_what_ran(lab, changes):
         assert 0 < max(means) <= 1, group
         assert all(m == 0 for m, n in zip(means, last["plays"][group], strict=True) if n == 0)
     assert all(value.dtype == np.float32 for value in weights(workdir).values())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_log_counts_rewards_that_are_no_numbers(lab, tmp_path, monkeypatch, every):
+    make = ranking.make_signal
+
+    def broken(*given):
+        signal = make(*given)
+
+        def value(evidence):
+            found = signal.value(evidence)
+            return {group: values.at[0].set(jnp.nan) for group, values in found.items()}
+
+        return signal._replace(value=value)
+
+    monkeypatch.setattr(ranking, "make_signal", broken)
+    config = runs.settings(
+        lab.images, method="dce", steps=6, commit=1.0, select_every=every, block=2
+    )
+    train.train(config, tmp_path / "w")
+    lines = runs.lines(tmp_path / "w/metrics.jsonl")
+    # One channel of each of two groups, in every selection of a block.
+    assert [line["bad_rewards"] for line in lines] == [2 * 2 // every] * 3
 
 
 def test_signals_differ(lab):

@@ -4,7 +4,7 @@
 
 Its shortcuts are projections: the published ones without parameters join only those channels of two
 stages whose partners were both selected. `--config.network resnet20` has those. Dense,
-10 epochs: 81.3 to 82.1 % (three seeds), 25 to 40 minutes on one core of a shared CPU.
+10 epochs: 81.3 to 82.1 % (three seeds), about 40 minutes on one core of a shared CPU.
 """
 
 from ml_collections import ConfigDict
