@@ -1,6 +1,7 @@
 """What command lines share: types of arguments, mistakes in a line, words as results store them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,10 +58,15 @@ def status(work: Callable[[], object]) -> int:
       work: all of it.
 
     Returns:
-      The exit status: 0, or 2 where it met wrong input.
+      The exit status: 0, or 2 where it met wrong input. A reader that has seen enough, as ``head``
+      has, is no mistake.
     """
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,6 @@ runs. All are compiled first; then they take turns, once each per round, on rand
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -27,6 +26,7 @@ from experiments import (
     cost_rows,
     device_memory,
     machine,
+    output,
     peers,
     timing,
     variants,
@@ -124,14 +124,14 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         "rows": rows,
         **({"peers": others} if others else {}),
     }
-    if arguments.json is not None:
-        path, picture = bench_options.outputs(arguments.json)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        cost_plot.step_times(rows, device=device).savefig(picture, dpi=150)
-        console.print(f"figures: {path}\npicture: {picture}", highlight=False)
     console.print(cost_rows.table(rows, device=device))
     if others:
         console.print(peers.table(others))
+    if arguments.json is not None:
+        path, picture = bench_options.outputs(arguments.json)
+        output.write_json(path, result)
+        cost_plot.step_times(rows, device=device).savefig(picture, dpi=150)
+        console.print(f"figures: {path}\npicture: {picture}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

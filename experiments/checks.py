@@ -71,6 +71,8 @@ def check(config: ConfigDict) -> None:
     for field in ("init_scale",) if config.steps is not None else ("init_scale", "epochs"):
         if config[field] <= 0:
             raise ValueError(f"{field} is {config[field]}: it must be positive")
+    if config.warmup == 1.0:
+        raise ValueError("warmup is 1.0: nothing would be left to train at the full rate; below 1")
     _check_images(config)
     _check_budget(config)
     if config.pretrained:
@@ -101,6 +103,11 @@ def _check_images(config: ConfigDict) -> None:
 
 def _check_budget(config: ConfigDict) -> None:
     """Refuses ways to a budget that exclude each other."""
+    if config.widths and config.macs is not None:
+        raise ValueError(
+            f"macs is {config.macs} and widths {config.widths!r}: both say what executes; leave "
+            "one of the two out"
+        )
     if config.widths and config.whole:
         raise ValueError(
             f"whole is {config.whole!r} and widths {config.widths!r}: groups that widths do not "

@@ -144,6 +144,9 @@ def check_labels(
     if len(labels) != count:
         raise ValueError(f"{where}: {len(labels)} labels for {count} images; give one per image")
     low, high = int(labels.min()), int(labels.max())
+    if low < 0 and num_classes is None:
+        at = int(np.flatnonzero(labels == low)[0])
+        raise ValueError(f"{where}: label {low} at index {at}: labels must not be negative")
     limit = np.iinfo(np.int32).max if num_classes is None else num_classes
     if low < 0 or high >= limit:
         bad = low if low < 0 else high

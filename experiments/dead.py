@@ -17,7 +17,6 @@ them. `--compact DIR` writes the network without its zero and constant units.
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,13 +167,13 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "settings": {name: getattr(arguments, name) for name in _SIZES},
         **_measure(arguments),
     }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        dead_plot.draw(found).savefig(arguments.plot, dpi=150)
     about, console = found["subject"], Console()
     console.print(f"{about['network']} on {about['dataset']}, {found['device']}")
     console.print(*(dead_tables.table(found, key) for key in ("loss", "accuracy")))
+    if arguments.json is not None:
+        output.write_json(arguments.json, found)
+    if arguments.plot is not None:
+        dead_plot.draw(found).savefig(arguments.plot, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

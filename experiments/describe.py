@@ -6,7 +6,6 @@ python -m experiments.describe --network vgg16 --dataset cifar10 --macs 0.3 --js
 
 import argparse
 import difflib
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -205,6 +204,8 @@ def _budget(arguments: argparse.Namespace, channels: ChannelMap, macs_of: Any) -
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: a training step needs at least 1 example")
+    if arguments.measure is not None and not arguments.measure > 0:
+        raise ValueError(f"--measure {arguments.measure}: it takes some seconds, above 0")
     if arguments.json is not None:
         output.check_writable(arguments.json)
     height, width, depth, classes = image_shape(arguments.dataset)
@@ -218,8 +219,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         found["measured"] = measured.measure(
             module, budget, image, classes=classes, batch=arguments.batch, seconds=arguments.measure
         )
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(group_table(found))
     title = f"{arguments.network} on {arguments.dataset} ({height}x{width}x{depth})"
     console.print(cost_table(found, title=f"{title}, batch {arguments.batch}"))
@@ -227,6 +226,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(measured.table(found["measured"], title="measured, in turns"))
     for warning in warnings(budget, _DTYPE):
         console.print(f"warning: {warning}", highlight=False)
+    if arguments.json is not None:
+        output.write_json(arguments.json, found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

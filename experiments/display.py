@@ -91,7 +91,9 @@ def progress(
     task = bar.add_task(name, total=total)
     shown = Group(bar, Text(facts))
     console = console or Console(stderr=True, quiet=quiet)
-    with Live(shown, console=console, refresh_per_second=4) as live:
-        yield Display(live, bar, task)
-    if not console.is_terminal:
-        console.line()  # a log gets the last state only, and no end of line
+    try:
+        with Live(shown, console=console, refresh_per_second=4) as live:
+            yield Display(live, bar, task)
+    finally:
+        if not console.is_terminal:
+            console.line()  # a log gets the last state only, and no end of line

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dce_jax import step
 from experiments import blocks, checks, config, data, machine, setup
 from experiments import placement as placing
+from experiments.arguments import status
 from experiments.programs import Programs, call
 
 SHOWN = (1, 10, 50, 100, 200, 500, 1000)
@@ -75,29 +76,38 @@ def first_difference(one: Walk, other: Walk) -> int | None:
     return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.drift", description=__doc__)
-    parser.add_argument("--network", default="vgg-digits")
-    parser.add_argument("--devices", type=int, default=8, help="a CPU shows as many as are asked")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+def _run(arguments: argparse.Namespace) -> None:
+    for name in ("devices", "steps", "batch"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} {getattr(arguments, name)}: at least 1 is needed")
     machine.show_cpu_devices(arguments.devices)
     options = {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
-    try:
-        one, many = (walk(arguments.network, devices=n, **options) for n in (1, arguments.devices))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    one, many = (walk(arguments.network, devices=n, **options) for n in (1, arguments.devices))
     for done, params in one.params.items():
         distance = np.max(np.abs(params - many.params[done]))
         print(f"step {done}: parameters differ by at most {distance:.2g}")
     differs = first_difference(one, many)
     same = f"the same channels were selected in all {arguments.steps} steps"
     print(same if differs is None else f"step {differs} is the first to select other channels")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.drift",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0 done, 2 wrong input.",
+    )
+    parser.add_argument("--network", default="vgg-digits", help="by its name (%(default)s)")
+    parser.add_argument(
+        "--devices", type=int, default=8, help="a CPU shows as many as are asked (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=200, help="of both runs (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="of all devices (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (%(default)s)")
+    arguments = parser.parse_args(argv)
+    return status(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ processors from the decoding.
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -213,6 +212,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         with display.progress("measure", total, console=console) as shown:
             found = list(measure(arguments, images, real, shown.tell))
     paces, device = summarise(found), machine.device()
+    console.print(table(paces, device=device))
     if arguments.json is not None:
         made = {
             "device": device,
@@ -222,8 +222,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
             "jpeg_bytes_mean": statistics.fmean(len(one["image"]) for one in records),
             "paces": paces,
         }
-        Path(arguments.json).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    console.print(table(paces, device=device))
+        output.write_json(Path(arguments.json), made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ the thread takes its processor time from the steps that the loop goes on with.
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -114,13 +113,13 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "command": shlex.join(["python", "-m", "experiments.held", *words]),
         "checkpoints": rows,
     }
-    if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(f"{arguments.network}: {size / 2**20:.0f} MiB, on {made['device']}")
     for row in rows:
         spread = f"[{row['held_ms_min']:.0f}, {row['held_ms_max']:.0f}]"
         print(f"{row['way']:>12}: loop held {row['held_ms']:.0f} ms {spread}, ", end="")
         print(f"written after {row['written_ms']:.0f} ms")
+    if arguments.json is not None:
+        output.write_json(Path(arguments.json), made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,12 @@ def hold_out(data: DataSet, *, validation: int, examples: int | None) -> DataSet
         return data
     count = data.train.num_images
     left = count - validation
-    if left < 1 or (examples is not None and examples > left):
+    if left < 1:
+        raise ValueError(
+            f"{data.name} has {count} training images: validation={validation} leaves none to "
+            f"train on; hold out at most {count - 1}"
+        )
+    if examples is not None and examples > left:
         raise ValueError(
             f"{data.name} has {count} training images: validation={validation} leaves {left}, and "
             f"examples={examples} of them cannot be trained on; lower one of the two"

@@ -22,7 +22,6 @@ round's are evenly spread over them, from the cheapest to the dearest.
 
 import argparse
 import itertools
-import json
 import shlex
 import sys
 import time
@@ -288,12 +287,12 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "ratio_first": "as ratio, when the same rounds were made for the first time",
         **_measure(arguments),
     }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        latency_plot.draw(found).savefig(arguments.plot, dpi=150)
     # A table in a file or a pipe must not be folded at 80 columns.
     (Console() if sys.stdout.isatty() else Console(width=120)).print(latency_tables.table(found))
+    if arguments.json is not None:
+        output.write_json(arguments.json, found)
+    if arguments.plot is not None:
+        latency_plot.draw(found).savefig(arguments.plot, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

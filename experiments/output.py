@@ -1,6 +1,8 @@
-"""Files that a long computation will write at its end, checked before it begins."""
+"""Files that a long computation writes at its end, checked before it begins."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 def check_writable(path: Path) -> None:
@@ -18,3 +20,18 @@ def check_writable(path: Path) -> None:
         pass
     if not existed:
         path.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes what was computed; call it when everything has been printed.
+
+    Raises:
+      OSError: a disk that is full, or a file that cannot be written, by its name.
+    """
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}), the figures are printed "
+            "above: make room there, or give --json another place"
+        ) from error

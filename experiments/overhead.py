@@ -9,7 +9,6 @@ groups it would decide on, at the same keep; their ratio is what deciding at eve
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -152,15 +151,6 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     _check(arguments)
     found = _measure(arguments)
     device = machine.device()
-    if arguments.json is not None:
-        result = {
-            "device": device,
-            "versions": machine.versions(),
-            "command": shlex.join(["python", "-m", "experiments.overhead", *words]),
-            "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
-            "overhead": found,
-        }
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     title = (
         f"{arguments.network}, batch {arguments.batch}, {arguments.image_size}x"
         f"{arguments.image_size}; {arguments.groups} groups of {arguments.width}; {device}"
@@ -178,6 +168,15 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             f"{share[0]} % [{share[1]}, {share[2]}]",
         )
     Console().print(table)
+    if arguments.json is not None:
+        result = {
+            "device": device,
+            "versions": machine.versions(),
+            "command": shlex.join(["python", "-m", "experiments.overhead", *words]),
+            "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
+            "overhead": found,
+        }
+        output.write_json(arguments.json, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ _COSTS = (
 )
 
 
+_NEAR = 0.02  # costs that differ by less are drawn side by side
 _BESIDE = 30  # letters of a label beside the panels; longer ones would squeeze them
 
 
@@ -62,11 +63,12 @@ def pareto(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (cost, label) in zip(panels, _COSTS, strict=True):
-        for place, (line, look) in enumerate(zip(lines, looks, strict=True)):
-            # Methods of one budget cost the same: a few points apart, their bars stay legible.
-            shift = ScaledTranslation(5 / 72 * (place - len(lines) / 2), 0, figure.dpi_scale_trans)
+        places = _beside(lines, cost)
+        for line, look, place in zip(lines, looks, places, strict=True):
+            shift = ScaledTranslation(5 / 72 * place, 0, figure.dpi_scale_trans)
             _draw(axes, line, cost, look=look, several=several, shift=shift)
-        style(axes).set_xlabel(label, fontsize=10)
+        told = "\n(equal costs are drawn side by side)" if any(places) else ""
+        style(axes).set_xlabel(label + told, fontsize=10)
         axes.set_xlim(0, 1.08 * max(run[cost] for run in results))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     # Shifted lines are none that matplotlib would scale the axes by.
@@ -126,13 +128,31 @@ def _looks(methods: Sequence[str]) -> list[Look]:
     return [look or next(free) for look in looks]
 
 
+def _beside(lines: Sequence[Line], cost: str) -> list[float]:
+    """How many places each line moves aside, so that bars at about equal costs stay legible."""
+    costs = [[_mean(runs, cost) for runs in line.groups] for line in lines]
+
+    def meet(one: Sequence[float], other: Sequence[float]) -> bool:
+        return any(math.isclose(a, b, rel_tol=_NEAR) for a in one for b in other)
+
+    found = []
+    for own, mine in enumerate(costs):
+        near = [place for place, theirs in enumerate(costs) if meet(mine, theirs)]
+        found.append(near.index(own) - (len(near) - 1) / 2)
+    return found
+
+
+def _mean(runs: Sequence[Result], cost: str) -> float:
+    return statistics.fmean(run[cost] for run in runs)
+
+
 def _draw(
     axes: Axes, line: Line, cost: str, *, look: Look, several: bool, shift: Transform
 ) -> None:
     accuracies = [_mean_and_spread(runs) for runs in line.groups]
     place = f"{line.network} on {line.dataset}" if several else ""
     axes.errorbar(
-        [statistics.fmean(run[cost] for run in runs) for runs in line.groups],
+        [_mean(runs, cost) for runs in line.groups],
         [mean for mean, _ in accuracies],
         yerr=[spread for _, spread in accuracies],
         color=look[0],

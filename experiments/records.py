@@ -106,8 +106,8 @@ def read_lines(path: Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}, line {number} is not JSON ({error}): if it is the last one, the run was "
-                "killed while writing and a restart with the same --workdir repairs it; otherwise "
-                "delete the workdir and train again"
+                "killed while writing, and goes on with the same --workdir, which repairs it; of "
+                "a finished run delete the workdir and train again"
             ) from error
         rows.append(_require(value, keys, f"{path}, line {number}"))
     return rows

@@ -46,7 +46,13 @@ def _open(workdir: Path, settings: ConfigDict) -> None:
         stored = workdir / CONFIG
         # A run that failed before its first block leaves nothing to protect but its config.
         begun = any((workdir / name).exists() for name in (METRICS, CHECKPOINTS))
-        if not stored.exists() or not begun:
+        if begun and not stored.exists():
+            raise ValueError(
+                f"{workdir} holds a run that was begun, but not its {CONFIG}, which would tell "
+                "whether this config may go on with it: put the file back, or choose another "
+                "--workdir"
+            )
+        if not begun:
             journal.write(stored, config.plain(settings))
     except OSError as error:
         raise ValueError(
@@ -146,7 +152,10 @@ def last_good(workdir: Path) -> str:
     known = checkpoint.steps(workdir / CHECKPOINTS)
     if not known:
         return "no checkpoint was written yet"
-    return f"the last good checkpoint, of step {known[-1]}, is kept in {workdir / CHECKPOINTS}"
+    return (
+        f"the last good checkpoint, of step {known[-1]}, is kept in {workdir / CHECKPOINTS} (only "
+        "the same settings go on from it: others need another --workdir)"
+    )
 
 
 @contextmanager

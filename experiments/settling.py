@@ -15,7 +15,6 @@ of two shapes is the mean over the groups of ``|K - K'| / (K + K')``; that dista
 
 import argparse
 import itertools
-import json
 import shlex
 import statistics
 import sys
@@ -191,7 +190,7 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     print(_table(found))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        output.write_json(arguments.json, found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -98,9 +98,11 @@ def build(config: ConfigDict, data: DataSet) -> Run:
     """
     module = _network(config, data)
     example = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.float32)
-    channels = probe.channel_map(module, example)
+    # What costs nothing to refuse comes before the proof of the channel map.
+    lengths.run_length(config, data.train.num_images)
     target = budgeting.make_budget(config, module, example)
     budget = budgeting.exploring(config, target)
+    channels = probe.channel_map(module, example)
     placement = placing.of(config)
     thin = maps.with_widths(module, budget.compact)
     pace = _pace(config, channels, target, module, example) if pruners.prunes(config) else None

@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, words = _parser(), list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words)
     if arguments.study is None:
-        print("\n".join(signals.names() if arguments.list else (*SIGNALS, *signals.other_names())))
-        return 0
+        names = signals.names() if arguments.list else (*SIGNALS, *signals.other_names())
+        return status(lambda: print("\n".join(names)))
     return status(lambda: _study(arguments, words))
 
 

@@ -4,7 +4,6 @@ python -m experiments.traffic --network vgg16 --dataset cifar10 --keep 0.5 --dev
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from dce_jax import mesh as meshes
 from dce_jax.parts import norm_parts
 from dce_jax.types import PyTree
 from experiments import bench, machine, output
+from experiments.arguments import status
 from experiments.collectives import collectives, source
 from experiments.describe import image_shape
 from experiments.summary import MIB, NONE, markdown
@@ -138,34 +138,46 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return markdown(heads, cells, left=2)
 
 
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.devices < 1:
+        raise ValueError(f"--devices {arguments.devices}: at least 1 is needed")
+    if arguments.json is not None:
+        output.check_writable(arguments.json)
+    machine.show_cpu_devices(arguments.devices)
+    if arguments.devices > jax.device_count():
+        raise ValueError(f"--devices {arguments.devices}: there are {jax.device_count()}")
+    mesh = meshes.data_mesh(jax.devices()[: arguments.devices])
+    shape = image_shape(arguments.dataset)
+    options = {"keep": arguments.keep, "batch": arguments.batch}
+    steps = build(arguments.network, shape, mesh=mesh, **options)
+    found = [row for sharded in (False, True) for row in rows(steps, mesh, sharded=sharded)]
+    print(table(found))
+    if arguments.json is not None:
+        output.write_json(arguments.json, found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.traffic", description=__doc__)
-    parser.add_argument("--network", default="vgg16")
-    parser.add_argument("--dataset", default="cifar10", help="for its images' size and classes")
-    parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--devices", type=int, default=8, help="a CPU shows as many as are asked")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.traffic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0 done, 2 wrong input.",
+    )
+    parser.add_argument("--network", default="vgg16", help="by its name (%(default)s)")
+    parser.add_argument(
+        "--dataset", default="cifar10", help="for its images' size and classes (%(default)s)"
+    )
+    parser.add_argument(
+        "--keep", type=float, default=0.5, help="share of the channels that execute (%(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=64, help="of all devices (%(default)s)")
+    parser.add_argument(
+        "--devices", type=int, default=8, help="a CPU shows as many as are asked (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.json is not None:
-            output.check_writable(arguments.json)
-        machine.show_cpu_devices(arguments.devices)
-        if not 1 <= arguments.devices <= jax.device_count():
-            raise ValueError(f"--devices {arguments.devices}: there are {jax.device_count()}")
-        mesh = meshes.data_mesh(jax.devices()[: arguments.devices])
-        shape = image_shape(arguments.dataset)
-        options = {"keep": arguments.keep, "batch": arguments.batch}
-        steps = build(arguments.network, shape, mesh=mesh, **options)
-        found = [row for sharded in (False, True) for row in rows(steps, mesh, sharded=sharded)]
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(table(found))
-    return 0
+    return status(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

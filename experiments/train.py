@@ -11,6 +11,10 @@ random subset of the full initialisation), random (random selection until the co
 experiments.prune, which train dense first and prune: taylor, fisher, l1, slimming,
 mean_replacement, compensated.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
+Most used fields: keep (fraction of the channels), macs, widths, epochs or steps, batch_size,
+learning_rate, optimizer, commit, select_every, signal, dataset, seed. All of them, with meaning and
+default: experiments/config.py. Exit status: 0 done, 1 wrong input or a loss that is no number, 130
+stopped by Ctrl-C.
 
   python -m experiments.train --profile=101:140
       also traces those steps, into WORKDIR/profile; see docs/long_runs.md
@@ -38,6 +42,7 @@ from experiments import (
     config,
     data,
     explored,
+    fields,
     footprint,
     holdout,
     journal,
@@ -237,6 +242,12 @@ def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
         sys.exit(f"error: {error}")
 
 
+def _unread(settings: ConfigDict) -> list[str]:
+    """Fields of the command line that the run's method never reads."""
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    return sorted(fields.idle_fields(settings.method, settings.allocation) & set(given))
+
+
 def main(argv: Sequence[str]) -> int:
     """Command line: one run, its result printed."""
     if len(argv) > 1:
@@ -248,6 +259,9 @@ def main(argv: Sequence[str]) -> int:
         flag = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
+    if unread := _unread(settings):
+        # A sweep hands its settings to every method, so this is no mistake.
+        print(f"note: method {settings.method} does not read {', '.join(unread)}", file=sys.stderr)
     try:
         processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         profile = None if _PROFILE.value is None else profiling.parse(_PROFILE.value)

@@ -11,7 +11,6 @@ images; what is compared are times of the same round.
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -199,6 +198,10 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
             contenders, least=arguments.rounds, until=0.0, report=report, shortest=0.05
         )
     found = rows(widths, times_RV, depthwise=arguments.depthwise)
+    side = f"{arguments.image_size}x{arguments.image_size}"
+    kind = "3x3 convolution of each channel" if arguments.depthwise else "3x3 convolution"
+    title = f"{kind}, {arguments.batch} images of {side}, {arguments.dtype}"
+    console.print(table(found, title=f"{title}, {machine.device()}"))
     if arguments.json is not None:
         result = {
             "device": machine.device(),
@@ -209,11 +212,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
             "seconds": time.perf_counter() - begun,
             "rows": found,
         }
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    side = f"{arguments.image_size}x{arguments.image_size}"
-    kind = "3x3 convolution of each channel" if arguments.depthwise else "3x3 convolution"
-    title = f"{kind}, {arguments.batch} images of {side}, {arguments.dtype}"
-    console.print(table(found, title=f"{title}, {machine.device()}"))
+        output.write_json(arguments.json, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -179,6 +179,30 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(lab, tmp_path):
     assert refused(lab, tmp_path / "w", "loss is nan", TrainingError, **broken) == text
 
 
+def test_a_workdir_without_its_config_is_not_gone_on_with(lab, tmp_path):
+    config = lab.config(**CHEAP, stop_after=3)
+    assert train.train(config, tmp_path / "w") is None
+    stored = tmp_path / "w/config.json"
+    kept = stored.read_text()
+    stored.unlink()
+    text = refused(lab, tmp_path / "w", "not its config.json", **CHEAP, learning_rate=0.9)
+    assert "put the file back, or choose another --workdir" in text
+    stored.write_text(kept)
+    assert train.train(lab.config(**CHEAP), tmp_path / "w") is not None
+
+
+def test_fields_that_a_method_does_not_read_are_noted(tmp_path):
+    words = ("--config.method=scratch", "--config.alpha=0.2", "--config.dataset=digist")
+    ended = command(*words, "--config.seed=3", cwd=tmp_path)
+    assert ended.stderr.startswith("note: method scratch does not read alpha\nerror: unknown data")
+
+
+def test_widths_are_refused_before_the_network_is_proved(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup.probe, "channel_map", lambda *_: pytest.fail("proved"))
+    refused(lab, tmp_path / "a", "unknown channel group 'conv9'", widths="conv9=1")
+    refused(lab, tmp_path / "b", "batch_size is 65, but the training split has", batch_size=65)
+
+
 def test_nan_loss_before_any_checkpoint_says_so(lab, tmp_path):
     broken = {**CHEAP, "learning_rate": 1e30, "block": 6}
     text = refused(lab, tmp_path / "w", "loss is nan in steps 1 to 6", TrainingError, **broken)

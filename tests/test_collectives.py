@@ -58,7 +58,9 @@ def test_traffic_shows_what_each_program_sends(tiny, tmp_path, capsys):
     assert {row["trainable"] for row in found} == {4 * 342, 4 * 122}
 
 
-@pytest.mark.parametrize("word", ["--devices=9", "--batch=3", "--network=vgg9", "--dataset=x"])
+@pytest.mark.parametrize(
+    "word", ["--devices=9", "--devices=0", "--batch=3", "--network=vgg9", "--dataset=x"]
+)
 def test_traffic_refuses_what_does_not_fit(word, capsys):
     assert traffic.main(["--network=vgg-digits", "--dataset=digits", "--devices=2", word]) == 2
     assert "error: " in capsys.readouterr().err
@@ -84,3 +86,6 @@ def test_drift_tells_how_far_apart_two_runs_are_and_where_they_part(monkeypatch,
 def test_drift_refuses_what_does_not_fit(capsys):
     assert drift.main(["--devices=2", "--batch=3", "--network=vgg9"]) == 2
     assert "error: unknown network" in capsys.readouterr().err
+    for word in ("--devices=0", "--steps=0", "--batch=-1"):
+        assert drift.main([word]) == 2
+        assert "at least 1 is needed" in capsys.readouterr().err

@@ -79,6 +79,8 @@ def test_shipped_configs_pass_and_share_their_fields(module):
         ({"threads": 0}, "threads is 0: it must be at least 1"),
         ({"image_size": 224, "crop": 4}, "crop is 4, but image_size 224 cuts .*: use crop 0"),
         ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"warmup": 1.0}, "warmup is 1.0: nothing would be left to train at the full rate"),
+        ({"macs": 0.25, "widths": "conv0=8"}, "macs is 0.25 and widths 'conv0=8': both say what"),
     ],
     ids=str,
 )

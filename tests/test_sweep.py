@@ -239,6 +239,24 @@ def test_picture_has_a_point_per_row_with_its_spread():
         pareto.pareto([])
 
 
+def test_only_what_costs_alike_moves_aside():
+    results = [
+        fixture.result(method="dense", macs_compact=1_000_000),
+        fixture.result(method="l1", macs_compact=500_000),
+        fixture.result(method="scratch", macs_compact=501_000),
+        fixture.result(method="dce", macs_compact=502_000),
+    ]
+    lines = pareto._lines(results)
+    places = dict(
+        zip([line.method for line in lines], pareto._beside(lines, "macs_compact"), strict=True)
+    )
+    assert places["dense"] == 0 and sorted(places.values()) == [-1, 0, 0, 1]
+    left, _ = pareto.pareto(results).axes
+    assert left.get_xlabel().endswith("\n(equal costs are drawn side by side)")
+    alone, _ = pareto.pareto(results[:2]).axes
+    assert "\n" not in alone.get_xlabel()
+
+
 def test_lines_of_one_method_are_told_apart_by_settings_other_than_the_budget():
     def run(keep, **settings):
         own = {"method": "dce", "seed": 0, "macs": keep, "epochs": 10 / keep, **settings}
