@@ -64,8 +64,11 @@ def image_shape(dataset: str) -> tuple[int, int, int, int]:
     """
     if dataset not in DATASETS:
         near = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown data set {dataset!r}{hint} One of {', '.join(DATASETS)}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(
+            f"unknown data set {dataset!r}{hint} One of {', '.join(DATASETS)}; for images of your "
+            "own name a set whose images are as large"
+        )
     return DATASETS[dataset]
 
 

@@ -22,6 +22,7 @@ round's are evenly spread over them, from the cheapest to the dearest.
 
 import argparse
 import itertools
+import math
 import shlex
 import sys
 import time
@@ -189,6 +190,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.workdir is not None and len(arguments.macs or _MACS) > 1:
         raise ValueError("--workdir takes one point of the knob: name one number with --macs")
+    if not all(map(math.isfinite, arguments.macs or ())):
+        raise ValueError(f"--macs is {arguments.macs}: choose finite numbers")
     for path in (arguments.json, arguments.plot):
         if path is not None:
             output.check_writable(path)

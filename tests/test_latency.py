@@ -294,6 +294,7 @@ def test_the_ratio_of_means_weighs_rounds_by_their_time():
         (["--batch_repeats", "-1"], "--batch_repeats is -1"),
         (["--batch", "0,6"], "--batch 0"),
         (["--macs", "0.01", "--batch", "1"], "--macs 0.01: with 4 widths per site"),
+        (["--macs", "nan"], "--macs is (nan,): choose finite numbers"),
         (["--parts", "17", "--batch", "1"], "17 widths asked of conv1"),
         (["--parts", "1", "--batch", "1"], "nothing to choose from"),
         (["--network", "vgg61"], "unknown network"),
