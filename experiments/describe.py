@@ -207,8 +207,8 @@ def _budget(arguments: argparse.Namespace, channels: ChannelMap, macs_of: Any) -
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: a training step needs at least 1 example")
-    if arguments.measure is not None and not arguments.measure > 0:
-        raise ValueError(f"--measure {arguments.measure}: it takes some seconds, above 0")
+    if arguments.measure is not None and not arguments.measure >= 0:
+        raise ValueError(f"--measure {arguments.measure}: seconds, at least 0")
     if arguments.json is not None:
         output.check_writable(arguments.json)
     height, width, depth, classes = image_shape(arguments.dataset)

@@ -234,7 +234,9 @@ def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
         words.insert(0, f"--config={default}")
     try:
         rest = app.parse_flags_with_usage([program, *words])
-        _ = _CONFIG.value.name  # a file that cannot be read fails here
+        settings = _CONFIG.value  # a file that cannot be read fails here
+        if "method" in settings:  # experiments.runtime has none
+            _note_unread(settings)
         return rest
     except AttributeError as error:
         sys.exit(f"error: no config field {config.field_message(error)}")
@@ -242,10 +244,13 @@ def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
         sys.exit(f"error: {error}")
 
 
-def _unread(settings: ConfigDict) -> list[str]:
-    """Fields of the command line that the run's method never reads."""
+def _note_unread(settings: ConfigDict) -> None:
+    """Tells which fields of the command line the run's method never reads."""
     given = config_flags.get_override_values(flags.FLAGS["config"])
-    return sorted(fields.idle_fields(settings.method, settings.allocation) & set(given))
+    unread = fields.idle_fields(settings.method, settings.allocation) & set(given)
+    if unread:  # a sweep hands its settings to every method, so this is no mistake
+        told = ", ".join(sorted(unread))
+        print(f"note: method {settings.method} does not read {told}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -259,9 +264,6 @@ def main(argv: Sequence[str]) -> int:
         flag = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(settings)
-    if unread := _unread(settings):
-        # A sweep hands its settings to every method, so this is no mistake.
-        print(f"note: method {settings.method} does not read {', '.join(unread)}", file=sys.stderr)
     try:
         processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         profile = None if _PROFILE.value is None else profiling.parse(_PROFILE.value)

@@ -127,7 +127,7 @@ def test_corrected_command_may_use_the_same_workdir(lab, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_labels": np.arange(64) - 1}, "train_labels: label -1 at index 0 is out of range"),
+        ({"train_labels": np.arange(64) - 1}, "label -1 at index 0: labels must not be negative"),
         ({"test_labels": np.full(20, 3)}, r"test_labels: label 3 at index 0 is out of .*\(3 cl"),
         ({"train_labels": np.zeros((64, 3), int)}, r"train_labels: shape \(64, 3\) has rank 2"),
         ({"train_labels": np.zeros(64)}, "train_labels: dtype float64, but labels must be int"),

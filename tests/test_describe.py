@@ -132,7 +132,7 @@ def test_datasets_have_the_shapes_that_the_readers_give(dataset, facts):
         (["--multiple_of", "65"], "multiple_of 65 fits nowhere in group 'conv0'"),
         (["--min_channels", "0"], "min_channels is 0"),
         (["--batch", "0"], "--batch 0: a training step needs at least 1 example"),
-        (["--measure", "-3"], "--measure -3.0: it takes some seconds, above 0"),
+        (["--measure", "-3"], "--measure -3.0: seconds, at least 0"),
         (["--json", "."], "Is a directory"),
         (["--json", "file/found.json"], "file"),
     ],
