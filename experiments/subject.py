@@ -62,7 +62,8 @@ def read(workdir: Path, data_dir: str | None) -> Subject:
 def facts(subject: Subject) -> dict[str, Any]:
     """What results say of the network that was asked."""
     kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths", "command")
-    return {key: subject.result[key] for key in kept}
+    # The notes tell where the test split is held-out training images.
+    return {key: subject.result[key] for key in kept} | {"notes": list(subject.data.notes)}
 
 
 def batches(subject: Subject, split: str, examples: int, size: int) -> Iterator[dict[str, Array]]:

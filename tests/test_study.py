@@ -153,6 +153,7 @@ def test_a_subject_keeps_to_the_images_that_its_run_had(lab):
     _, workdir = lab.run(method="dense", steps=4, validation=24, examples=30)
     asked = subject.read(workdir, None)
     assert (asked.data.train.num_images, asked.data.test.num_images) == (30, 24)
+    assert "evaluated on 24 held-out" in " ".join(subject.facts(asked)["notes"])
     whole = lab.run(method="dense", steps=20)[1]
     assert subject.read(whole, None).data.train.num_images == 64
 
