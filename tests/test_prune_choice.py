@@ -92,6 +92,7 @@ def test_costs_that_no_table_foretells_are_refused():
 def literal(saliencies, cost_of, *, target, least, order, multiple_of=1):
     """One step at a time, everything computed anew; lists of those that are left."""
     left = {g: list(range(len(v))) for g, v in saliencies.items()}
+    removed = []
 
     def widths(without=None, count=1):
         return {g: len(c) - count * (g == without) for g, c in left.items()}
@@ -112,7 +113,23 @@ def literal(saliencies, cost_of, *, target, least, order, multiple_of=1):
         assert candidates
         _, _, group, worst = min(candidates)
         left[group] = [channel for channel in left[group] if channel not in worst]
+        removed.append((group, worst))
+    while removed:
+        group, worst = removed.pop()
+        if cost_of(widths(group, -len(worst))) <= target:
+            left[group] = sorted(left[group] + worst)
+        else:
+            removed = [each for each in removed if each[0] != group]
     return left
+
+
+def assert_nothing_more_fits(found, full, table, target, multiple_of=1):
+    widths = {g: len(kept) for g, kept in found.items()}
+    assert costs.total(table, widths) <= target
+    for group in full:
+        wider = min(full[group], (widths[group] // multiple_of + 1) * multiple_of)
+        if wider > widths[group]:
+            assert costs.total(table, {**widths, group: wider}) > target
 
 
 ORDERS = st.one_of(
@@ -145,6 +162,7 @@ def test_greedy_removal_is_the_literal_one(data):
     )
     assert {g: kept.tolist() for g, kept in found.items()} == expected
     assert all(kept.dtype == np.int32 for kept in found.values())
+    assert_nothing_more_fits(found, full, table, target)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -163,6 +181,7 @@ def test_greedy_removal_in_multiples_is_the_literal_one(data):
     found = pruning.greedy(saliencies, table, **options)
     expected = literal(saliencies, lambda widths: costs.total(table, widths), **options)
     assert {g: kept.tolist() for g, kept in found.items()} == expected
+    assert_nothing_more_fits(found, full, table, target, multiple_of)
 
 
 def test_a_neighbour_that_shrinks_makes_a_channel_cheaper():
@@ -196,6 +215,18 @@ def test_widths_become_multiples_and_a_group_goes_by_the_mean_of_what_goes_at_on
     found = pruning.greedy(worths, table, target=target, least=least, multiple_of=2)
     assert {g: len(kept) for g, kept in found.items()} == {"conv0": 2, "conv1": 2, "conv2": 2}
     assert found["conv0"].tolist() == [2, 3]
+
+
+def test_what_still_fits_comes_back():
+    table = tables("vgg")[1]
+    full = dict(VGG.widths)
+    one = dict(zip(full, costs.savings(table, full, dict.fromkeys(full, 1)), strict=True))
+    assert one["conv2"] < one["conv1"]  # so that conv2 goes first, and is then not needed
+    worths = {"conv0": [9.0] * 4, "conv1": [1.0, *[9.0] * 5], "conv2": [0.0, *[9.0] * 4]}
+    target = costs.total(table, full) - one["conv1"]
+    found = pruning.greedy(worths, table, target=target, least=dict.fromkeys(full, 1))
+    assert {g: len(kept) for g, kept in found.items()} == full | {"conv1": 5}
+    assert found["conv2"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_best_of_every_group_stay():

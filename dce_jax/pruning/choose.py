@@ -57,7 +57,9 @@ def greedy(
 
     Within a group the least salient goes first, of equal ones the first. Where widths are to be
     multiples, as many go at once as the next multiple takes, at the mean of their saliencies and
-    savings.
+    savings. The last to go may save more than was left to save: those that still fit come back
+    then, the last that went before others, so that no group can take its next width and stay
+    within the target. (Our own choice: Molchanov et al. and Theis et al. remove one by one.)
 
     Args:
       saliencies: group -> float[C], at the present widths, of every group.
@@ -76,6 +78,7 @@ def greedy(
     start = {group: len(each.order_C) for group, each in ranked.items()}
     check_target(costs, start, target=target, least=least, multiple_of=multiple_of)
     widths, cost = dict(start), total(costs, start)
+    gone: list[tuple[str, int]] = []
     while cost > target:
         fewer = {g: width - _next(width, multiple_of, least[g]) for g, width in widths.items()}
         saved_G = savings(costs, widths, fewer)
@@ -84,9 +87,11 @@ def greedy(
             for g, saved in zip(costs.groups, saved_G, strict=True)
         ]
         place = int(np.argmin(worth))
-        widths[costs.groups[place]] -= fewer[costs.groups[place]]
+        group = costs.groups[place]
+        widths[group] -= fewer[group]
         cost -= int(saved_G[place])
-    return _kept(ranked, widths)
+        gone.append((group, fewer[group]))
+    return _kept(ranked, _given_back(costs, widths, gone, target))
 
 
 def best(saliencies: Saliencies, widths: Widths) -> Kept:
@@ -157,6 +162,20 @@ def _ranked(saliencies: Saliencies, groups: tuple[str, ...]) -> dict[str, _Ranke
         order = np.argsort(values, kind="stable")
         found[group] = _Ranked(order, np.concatenate([[0.0], np.cumsum(values[order])]))
     return found
+
+
+def _given_back(
+    costs: Costs, widths: Widths, gone: list[tuple[str, int]], target: float
+) -> dict[str, int]:
+    """Widths with every removal undone that fits; within a group the last is undone first."""
+    widths, full = dict(widths), set()
+    for group, count in reversed(gone):
+        wider = {**widths, group: widths[group] + count}
+        if group not in full and total(costs, wider) <= target:
+            widths = wider
+        else:
+            full.add(group)
+    return widths
 
 
 def _next(width: int, multiple_of: int, least: int) -> int:
