@@ -89,7 +89,7 @@ def cheap(cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lab(root: Path) -> Iterator[SimpleNamespace]:
+def lab(root: Path, programs: Path | None = None) -> Iterator[SimpleNamespace]:
     """A place for runs: `run(**changes)` trains a config once and gives (result, workdir)."""
     known, count = {}, itertools.count()
     images = write_images(root / "images.npz")
@@ -101,7 +101,7 @@ def lab(root: Path) -> Iterator[SimpleNamespace]:
             known[key] = train.train(settings(images, **changes), workdir), workdir
         return known[key]
 
-    with pytest.MonkeyPatch.context() as patch, cheap(root / "cache"):
+    with pytest.MonkeyPatch.context() as patch, cheap(programs or root / "cache"):
         # A map is proved anew for every run, but these share a network.
         patch.setattr(setup.probe, "channel_map", functools.cache(setup.probe.channel_map))
         patch.setattr(train.report, "write", lambda workdir: (workdir / train.PAGE).write_text(""))
