@@ -28,6 +28,5 @@ def lab(tmp_path_factory):
     """Tiny runs of the main job, each config trained once for all tests of a file."""
     import runs  # imports the experiments, which most tests do without
 
-    cache = tmp_path_factory.getbasetemp() / "programs"
-    with runs.lab(tmp_path_factory.mktemp("runs"), cache) as opened:
+    with runs.lab(tmp_path_factory.mktemp("runs")) as opened:
         yield opened

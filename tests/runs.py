@@ -89,8 +89,11 @@ def cheap(cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lab(root: Path, programs: Path | None = None) -> Iterator[SimpleNamespace]:
-    """A place for runs: `run(**changes)` trains a config once and gives (result, workdir)."""
+def lab(root: Path) -> Iterator[SimpleNamespace]:
+    """A place for runs: `run(**changes)` trains a config once and gives (result, workdir).
+
+    Labs beside each other share what they compile: the directory is part of a program's key.
+    """
     known, count = {}, itertools.count()
     images = write_images(root / "images.npz")
 
@@ -101,7 +104,7 @@ def lab(root: Path, programs: Path | None = None) -> Iterator[SimpleNamespace]:
             known[key] = train.train(settings(images, **changes), workdir), workdir
         return known[key]
 
-    with pytest.MonkeyPatch.context() as patch, cheap(programs or root / "cache"):
+    with pytest.MonkeyPatch.context() as patch, cheap(root.parent / "programs"):
         # A map is proved anew for every run, but these share a network.
         patch.setattr(setup.probe, "channel_map", functools.cache(setup.probe.channel_map))
         patch.setattr(train.report, "write", lambda workdir: (workdir / train.PAGE).write_text(""))

@@ -168,13 +168,13 @@ def _given_back(
     costs: Costs, widths: Widths, gone: list[tuple[str, int]], target: float
 ) -> dict[str, int]:
     """Widths with every removal undone that fits; within a group the last is undone first."""
-    widths, full = dict(widths), set()
+    widths, stuck = dict(widths), set()
     for group, count in reversed(gone):
         wider = {**widths, group: widths[group] + count}
-        if group not in full and total(costs, wider) <= target:
+        if group not in stuck and total(costs, wider) <= target:
             widths = wider
         else:
-            full.add(group)
+            stuck.add(group)  # what went before stood on what does not come back
     return widths
 
 
