@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import arguments
 from experiments.dataset import DataSet, Split
 from experiments.prepare import prepare
 from experiments.readers import is_image_folder, read_digits, read_folder, read_npz
@@ -26,7 +27,8 @@ examples:
 What happens: a virtual environment is made in DIR/.prepare-venv, TensorFlow and TFDS are
 installed there (about 2 GB), and TFDS downloads NAME and writes it as array_record files to
 DIR/NAME. The installed jax is not touched, and reading the files needs no TensorFlow. Interrupted,
-the same command goes on.
+the same command goes on. Exit status: 0 done, 1 a download or an installation failed, 2 wrong
+input.
 """
 
 
@@ -99,15 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; None takes the process's own.
 
     Returns:
-      Exit code: 0, or 1 with one line on stderr.
+      The exit status: 0; with one line on stderr 1 if preparing failed, 2 if the input is wrong.
     """
     args = _parser().parse_args(argv)
+    asked = {"data_dir": args.data_dir, "python": args.python, "dry_run": args.dry_run}
     try:
-        print(prepare(args.name, data_dir=args.data_dir, python=args.python, dry_run=args.dry_run))
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        return arguments.status(lambda: print(prepare(args.name, **asked)))
+    except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

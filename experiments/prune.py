@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             "or run experiments.train",
             file=sys.stderr,
         )
-        return 2
+        return train.WRONG_INPUT
     return train.main(argv)
 
 

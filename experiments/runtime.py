@@ -13,6 +13,7 @@ Systems: rnp (runtime neural pruning, Lin et al. 2017), l, c, lc (L-Net, C-Net, 
 The backbone is the compact model of a finished run, any method's. Each system is trained over a
 span of a knob (what a channel group costs, or a share of multiply-accumulates) and evaluated at
 `points` of it. Killed and started again with the same --workdir, a run goes on.
+Exit status: 0 done, 1 a run that cannot go on, 2 wrong input, 130 stopped by Ctrl-C.
 """
 
 import sys
@@ -168,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     """Command line: one run, its result printed."""
     if len(argv) > 1:
         print(f"unknown arguments {list(argv[1:])}: see --help", file=sys.stderr)
-        return 2
+        return train.WRONG_INPUT
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it touches
     settings = flags.FLAGS.config
     default = Path("runs") / f"{settings.name}-{settings.system}-seed{settings.seed}"
@@ -177,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
         found = run(settings, workdir)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return train.STOPPED if isinstance(error, TrainingError) else train.WRONG_INPUT
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return train.INTERRUPTED

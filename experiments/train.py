@@ -13,8 +13,8 @@ mean_replacement, compensated.
 Killed and started again with the same --workdir, a run goes on where its last checkpoint stood.
 Most used fields: keep (fraction of the channels), macs, widths, epochs or steps, batch_size,
 learning_rate, optimizer, commit, select_every, signal, dataset, seed. All of them, with meaning and
-default: experiments/config.py. Exit status: 0 done, 1 wrong input or a loss that is no number, 130
-stopped by Ctrl-C.
+default: experiments/config.py. Exit status: 0 done, 1 a run that cannot go on (a loss that is no
+number, a full disk), 2 wrong input, 130 stopped by Ctrl-C.
 
   python -m experiments.train --profile=101:140
       also traces those steps, into WORKDIR/profile; see docs/long_runs.md
@@ -71,7 +71,7 @@ from experiments.session import TrainingError
 from experiments.setup import Run
 from experiments.summary import print_result
 
-INTERRUPTED = 130
+STOPPED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit status
 PAGE = "report.html"  # as `experiments.report` calls it
 
 _DIGITS = Path(__file__).parent / "configs" / "digits.py"
@@ -228,20 +228,23 @@ def default_workdir(settings: ConfigDict) -> Path:
 
 
 def parse(argv: Sequence[str], default: Path = _DIGITS) -> list[str]:
-    """Parses the flags, with a config file where none is given; mistakes are errors in words."""
+    """Parses the flags, with a config file where none is given; mistakes end in words, status 2."""
     program, *words = argv
+    if {"--help", "-h"}.intersection(words):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own help ends with 1
     if not any(word.lstrip("-").split("=")[0] == "config" for word in words):
         words.insert(0, f"--config={default}")
     try:
-        rest = app.parse_flags_with_usage([program, *words])
+        rest = flags.FLAGS([program, *words])
         settings = _CONFIG.value  # a file that cannot be read fails here
         if "method" in settings:  # experiments.runtime has none
             _note_unread(settings)
         return rest
     except AttributeError as error:
-        sys.exit(f"error: no config field {config.field_message(error)}")
-    except OSError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: no config field {config.field_message(error)}", file=sys.stderr)
+    except (OSError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(WRONG_INPUT)
 
 
 def _note_unread(settings: ConfigDict) -> None:
@@ -257,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
     """Command line: one run, its result printed."""
     if len(argv) > 1:
         print(f"unknown arguments {list(argv[1:])}: see --help", file=sys.stderr)
-        return 2
+        return WRONG_INPUT
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it touches
     settings = _CONFIG.value
     if settings.deterministic:
@@ -270,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
         found = train(settings, workdir, profile)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return STOPPED if isinstance(error, TrainingError) else WRONG_INPUT
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

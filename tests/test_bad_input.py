@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,16 @@ import numpy as np
 import pytest
 import runs
 
-from experiments import checkpoint, journal, result, session, setup, train
+from experiments import (
+    checkpoint,
+    journal,
+    result,
+    runtime,
+    runtime_config,
+    session,
+    setup,
+    train,
+)
 from experiments.session import TrainingError
 
 pytestmark = pytest.mark.one_set
@@ -56,15 +66,15 @@ def command(*words, cwd):
 
 def test_unknown_config_field_names_the_nearest_one(tmp_path):
     ended = command("--config.batch_siz", "3", cwd=tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == train.WRONG_INPUT
     assert ended.stderr.startswith('error: no config field batch_siz. Did you mean "batch_size"')
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_value_is_one_line_on_stderr_and_exit_code_1(tmp_path):
+def test_bad_value_is_one_line_on_stderr_and_status_2(tmp_path):
     ended = command("--config.dataset=digist", "--config.seed=2", cwd=tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: unknown data set 'digist'; nearest names: ")
     assert "'digits'" in ended.stderr or " digits" in ended.stderr
@@ -73,11 +83,51 @@ def test_bad_value_is_one_line_on_stderr_and_exit_code_1(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # how ml_collections loads a file
-def test_config_file_that_does_not_exist_is_an_error(monkeypatch, tmp_path):
-    words = ["train", f"--config={tmp_path / 'none.py'}"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit, match=r"(?s)error: .*none.py"):
-        train.parse(words)
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config=none.py", "No such file or directory: .*none.py"),
+        ("--worksdir=w", "Unknown command line flag 'worksdir'. Did you mean: workdir"),
+        ("--config.batch_size=many", "flag --config.batch_size=many: .*many"),
+    ],
+)
+def test_words_that_cannot_be_read_are_an_error(monkeypatch, tmp_path, capsys, word, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", word])
+    with pytest.raises(SystemExit) as ended:
+        train.parse(["train", word])
+    assert ended.value.code == train.WRONG_INPUT
+    told = capsys.readouterr()
+    assert told.out == "" and re.match(f"error: .*{message}", told.err, re.DOTALL)
+
+
+def test_help_is_no_error(tmp_path):
+    ended = command("--help", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "python -m experiments.train" in ended.stdout and "--workdir" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError, 2), (OSError, 2), (ModuleNotFoundError, 2), (TrainingError, 1)],
+)
+@pytest.mark.parametrize("program", ["train", "runtime"])
+def test_wrong_input_and_a_run_that_cannot_go_on_differ(
+    lab, monkeypatch, tmp_path, capsys, program, error, status
+):
+    def fail(*_args):
+        raise error("why")
+
+    if program == "train":
+        runs.flags(monkeypatch, lab.config(), tmp_path)
+        monkeypatch.setattr(train, "train", fail)
+        assert train.main(["train"]) == status
+    else:
+        given = SimpleNamespace(config=runtime_config.defaults(), workdir=str(tmp_path))
+        monkeypatch.setattr(runtime.flags, "FLAGS", given)
+        monkeypatch.setattr(runtime, "run", fail)
+        assert runtime.main(["runtime"]) == status
+    assert capsys.readouterr().err == "error: why\n"
 
 
 # --- names, budgets

@@ -148,7 +148,7 @@ def test_a_broken_record_ends_a_run_with_one_line(lab, tmp_path, monkeypatch, ca
     settings = lab.settings()
     settings.data_dir = write(tmp_path, broken("cut"))
     runs.flags(monkeypatch, settings, tmp_path / "w")
-    assert train.main(["train"]) == 1
+    assert train.main(["train"]) == 2
     said = capsys.readouterr().err
     assert "error: imagenet2012: record 3 of split 'train' (n00000003.JPEG) cannot be dec" in said
     assert "Traceback" not in said

@@ -90,7 +90,7 @@ def test_ranges_outside_what_is_left_are_refused(lab, tmp_path):
 def test_the_flag_reaches_the_run(lab, tmp_path, monkeypatch, capsys):
     runs.flags(monkeypatch, runs.settings(lab.images), tmp_path)
     monkeypatch.setattr(train, "_PROFILE", SimpleNamespace(value="3:x"))
-    assert train.main(["train"]) == 1
+    assert train.main(["train"]) == 2
     assert capsys.readouterr().err.startswith("error: --profile is '3:x': give the first")
 
 

@@ -64,7 +64,7 @@ def test_prepare_leaves_a_prepared_set_alone(tmp_path, monkeypatch, capsys):
     [("digits", "needs no preparing"), ("own.npz", "needs no preparing"), ("mnits", "mnist")],
 )
 def test_prepare_refuses(tmp_path, capsys, name, message):
-    assert data.main(["prepare", name, "--data_dir", str(tmp_path)]) == 1
+    assert data.main(["prepare", name, "--data_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 

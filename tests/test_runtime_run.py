@@ -331,7 +331,7 @@ def test_another_config_is_refused_in_the_same_workdir(finished, backbones):
 def test_the_command_line_says_what_went_wrong(monkeypatch, capsys, backbones, finished):
     _, workdir = finished("rnp")
     for config, code, text in (
-        (settings("nowhere"), 1, "error: nowhere/result.json does not exist"),
+        (settings("nowhere"), 2, "error: nowhere/result.json does not exist"),
         (settings(backbones["tiny"]), 0, "rnp on tiny"),
     ):
         flags = SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(workdir)))
