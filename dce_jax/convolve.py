@@ -1,4 +1,4 @@
-"""`lax.conv_general_dilated` as layers here call it, without five slow paths of XLA's CPU backend.
+"""`lax.conv_general_dilated` as layers here call it, without six slow paths of XLA's CPU backend.
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
@@ -6,22 +6,24 @@ Where a large kernel meets few positions, as one image does at the end of a netw
 one product too. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
 parts of the batch that do, and on CPUs it is that sum: a layer with both gradients then takes half
 to two thirds of the time. Where a width lies a little below a power of two, a convolution takes up
-to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long. Where each
-channel is convolved alone, it takes ten times and more as long as a sum over the kernel's taps: on
-CPUs it is one (`experiments.widths`, with and without `--plain`; docs/hardware.md).
+to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long. Where
+channels are few, products are too small to be fast: on CPUs neighbouring columns become channels
+(`dce_jax.bands`). Where each channel is convolved alone, it takes ten times and more as long as a
+sum over the kernel's taps: on CPUs it is one (`experiments.widths`, with and without `--plain`;
+docs/hardware.md).
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from dce_jax import taps
+from dce_jax import bands, taps
 from dce_jax.types import Array
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -56,8 +58,9 @@ def convolve(
     Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
     becomes one product of its patches and the kernel. On a CPU so do few positions under a large
     kernel, the gradient of the kernel becomes a sum over parts of a large batch, slow widths get
-    zeros, and a convolution of each channel alone becomes a sum over taps. `cost.macs` counts none
-    of that; it is equal up to rounding, and the same function under every derivative.
+    zeros, columns become channels where these are few, and a convolution of each channel alone
+    becomes a sum over taps. `cost.macs` counts none of that; where all is finite, it is equal up to
+    rounding, and the same function under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -76,10 +79,9 @@ def convolve(
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     last = numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, CHANNELS_LAST)
     flat = last and x.ndim == 4 and _ones(lhs_dilation) and _ones(rhs_dilation)
-    plain = flat and feature_group_count == 1
-    product = partial(_product, strides=strides, padding=padding, precision=precision)
-    if plain and _tiny(x, kernel):
-        return product(x, kernel)
+    places = _Places(tuple(strides), _hashable(padding), precision)
+    if flat and feature_group_count == 1:
+        return _plain(places, x, kernel)
     whole = partial(
         lax.conv_general_dilated,
         window_strides=strides,
@@ -90,10 +92,32 @@ def convolve(
         feature_group_count=feature_group_count,
         precision=precision,
     )
-    if flat and 1 < feature_group_count == x.shape[3] == kernel.shape[3]:
+    if flat and feature_group_count == x.shape[3] == kernel.shape[3]:
         return _depthwise(whole, strides, padding, x, kernel)
-    fast = plain and kernel.shape[:2] != (1, 1)
-    return _fast(whole, product, x, kernel) if fast else whole(x, kernel)
+    return whole(x, kernel)
+
+
+class _Places(NamedTuple):
+    """What a kernel reads where, and the precision of products."""
+
+    strides: tuple[int, ...]
+    padding: Any
+    precision: Any
+
+
+def _hashable(padding: Any) -> Any:
+    return padding if isinstance(padding, str) else tuple(map(tuple, padding))
+
+
+def _whole(places: _Places, x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        places.strides,
+        places.padding,
+        dimension_numbers=CHANNELS_LAST,
+        precision=places.precision,
+    )
 
 
 def _depthwise(
@@ -106,38 +130,47 @@ def _depthwise(
     return _two_ways(forward, for_kernel, x, kernel)
 
 
-def _fast(
-    whole: Callable[..., Array], product: Callable[..., Array], x: Array, kernel: Array
-) -> Array:
-    """``whole(x, kernel)``, on a CPU by its fastest way."""
+def _plain(places: _Places, x: Array, kernel: Array) -> Array:
+    """Neither dilated nor grouped, by the fastest way of a platform."""
+    if _tiny(x, kernel):
+        return _product(places, x, kernel)
+    whole = partial(_whole, places)
+    if kernel.shape[:2] == (1, 1):
+        return whole(x, kernel)
     if _few(whole, x, kernel):
-        return _by_platform(product, whole, x, kernel)
+        return _by_platform(partial(_product, places), whole, x, kernel)
     widths = tuple(map(_filled, kernel.shape[2:]))
     if widths != kernel.shape[2:]:
-        return _by_platform(partial(_with_zeros, whole, widths), whole, x, kernel)
-    return _in_few_parts(whole, x, kernel)
+        return _by_platform(partial(_with_zeros, places, widths), whole, x, kernel)
+    return _each_way(places, x, kernel)
 
 
 def _filled(width: int) -> int:
     return next((full for full, least in FILLED.items() if least <= width < full), width)
 
 
-def _with_zeros(
-    whole: Callable[..., Array], widths: tuple[int, ...], x: Array, kernel: Array
-) -> Array:
-    """``whole(x, kernel)``, computed at larger widths."""
+def _with_zeros(places: _Places, widths: tuple[int, ...], x: Array, kernel: Array) -> Array:
+    """The convolution, computed at larger widths."""
     inputs, outputs = (full - own for full, own in zip(widths, kernel.shape[2:], strict=True))
     wide = jnp.pad(x, (*((0, 0),) * 3, (0, inputs)))
     full = jnp.pad(kernel, ((0, 0), (0, 0), (0, inputs), (0, outputs)))
-    return _in_few_parts(whole, wide, full)[..., : kernel.shape[3]]
+    return _each_way(places, wide, full)[..., : kernel.shape[3]]
 
 
-def _in_few_parts(whole: Callable[..., Array], x: Array, kernel: Array) -> Array:
-    count = _parts(whole, x, kernel)
-    if count == 1:
+def _each_way(places: _Places, x: Array, kernel: Array) -> Array:
+    """The convolution: forwards and for the inputs in bands, for the kernel in parts."""
+    whole = partial(_whole, places)
+    forward = for_kernel = whole
+    columns = bands.columns(x.shape, kernel.shape, places.strides, places.padding)
+    if columns > 1:
+        banded = partial(bands.convolve, count=columns, **places._asdict())
+        forward = partial(_by_platform, banded, whole)
+    parts = _parts(whole, x, kernel)
+    if parts > 1:
+        for_kernel = partial(_by_platform, partial(_in_parts, whole, parts), whole)
+    if columns == parts == 1:
         return whole(x, kernel)
-    for_kernel = partial(_by_platform, partial(_in_parts, whole, count), whole)
-    return _two_ways(whole, for_kernel, x, kernel)
+    return _two_ways(forward, for_kernel, x, kernel)
 
 
 def _parts(whole: Callable[..., Array], x: Array, kernel: Array) -> int:
@@ -211,8 +244,7 @@ def _few(whole: Callable[..., Array], x: Array, kernel: Array) -> bool:
     return math.prod(shape[:3]) <= FEW_POSITIONS
 
 
-def _product(
-    x: Array, kernel: Array, *, strides: Sequence[int], padding: Any, precision: Any
-) -> Array:
+def _product(places: _Places, x: Array, kernel: Array) -> Array:
     rows = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.dot(taps.patches(x, kernel.shape[:2], strides, padding), rows, precision=precision)
+    reads = taps.patches(x, kernel.shape[:2], places.strides, places.padding)
+    return jnp.dot(reads, rows, precision=places.precision)

@@ -118,10 +118,14 @@ def test_what_is_not_chosen_is_not_computed(name, form):
 
 def convolutions(jaxpr):
     """Of a jaxpr outside of every branch, and the branches of each conditional in it."""
-    outside, conditionals = 0, []
+    outside, conditionals, platforms = 0, [], set()
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated":
             outside += 1
+        elif eqn.primitive.name == "platform_index":
+            platforms.update(eqn.outvars)
+        elif eqn.primitive.name == "cond" and eqn.invars[0] in platforms:
+            outside += convolutions(eqn.params["branches"][-1].jaxpr)[0]
         elif eqn.primitive.name == "cond":
             branches = [convolutions(branch.jaxpr)[0] for branch in eqn.params["branches"]]
             conditionals.append(branches)
