@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from dce_jax import taps
 from dce_jax.types import Array
 
 CHANNELS = 32
@@ -74,7 +75,7 @@ def convolve(
       float[B, H', W', C].
     """
     batch, height, width, _ = x.shape
-    rows, (before, _) = _pads(x.shape, kernel.shape, strides, padding)
+    rows, (before, _) = taps.pads(x.shape, kernel.shape[:2], strides, padding)
     written = _written(x.shape, kernel.shape, strides, padding)
     read = count * strides[1]
     left = -(-before // read)
@@ -92,10 +93,10 @@ def convolve(
 
 def _band(kernel: Array, count: int, stride: int, first: int, length: int) -> Array:
     """A kernel for each of ``count`` columns, the first one's taps from column ``first`` on."""
-    rows, taps, inputs, outputs = kernel.shape
+    rows, width, inputs, outputs = kernel.shape
     none = (0, 0)
     shifted = [
-        jnp.pad(kernel, (none, (start, length - taps - start), none, none))
+        jnp.pad(kernel, (none, (start, length - width - start), none, none))
         for start in range(first, first + count * stride, stride)
     ]
     read = count * stride
@@ -106,13 +107,5 @@ def _written(
     image: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Any
 ) -> int:
     """Columns of the output."""
-    before, after = _pads(image, kernel, strides, padding)[1]
+    before, after = taps.pads(image, kernel[:2], strides, padding)[1]
     return (image[2] + before + after - kernel[1]) // strides[1] + 1
-
-
-def _pads(
-    image: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Any
-) -> list[tuple[int, int]]:
-    if isinstance(padding, str):
-        return lax.padtype_to_pads(image[1:3], kernel[:2], strides, padding)
-    return [(int(before), int(after)) for before, after in padding]

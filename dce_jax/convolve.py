@@ -79,9 +79,6 @@ def convolve(
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     last = numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, CHANNELS_LAST)
     flat = last and x.ndim == 4 and _ones(lhs_dilation) and _ones(rhs_dilation)
-    places = _Places(tuple(strides), _hashable(padding), precision)
-    if flat and feature_group_count == 1:
-        return _plain(places, x, kernel)
     whole = partial(
         lax.conv_general_dilated,
         window_strides=strides,
@@ -92,6 +89,8 @@ def convolve(
         feature_group_count=feature_group_count,
         precision=precision,
     )
+    if flat and feature_group_count == 1:
+        return _plain(whole, _Places(strides, padding, precision), x, kernel)
     if flat and feature_group_count == x.shape[3] == kernel.shape[3]:
         return _depthwise(whole, strides, padding, x, kernel)
     return whole(x, kernel)
@@ -100,24 +99,9 @@ def convolve(
 class _Places(NamedTuple):
     """What a kernel reads where, and the precision of products."""
 
-    strides: tuple[int, ...]
+    strides: Sequence[int]
     padding: Any
     precision: Any
-
-
-def _hashable(padding: Any) -> Any:
-    return padding if isinstance(padding, str) else tuple(map(tuple, padding))
-
-
-def _whole(places: _Places, x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        places.strides,
-        places.padding,
-        dimension_numbers=CHANNELS_LAST,
-        precision=places.precision,
-    )
 
 
 def _depthwise(
@@ -130,36 +114,40 @@ def _depthwise(
     return _two_ways(forward, for_kernel, x, kernel)
 
 
-def _plain(places: _Places, x: Array, kernel: Array) -> Array:
-    """Neither dilated nor grouped, by the fastest way of a platform."""
+def _plain(whole: Callable[..., Array], places: _Places, x: Array, kernel: Array) -> Array:
+    """``whole(x, kernel)``, neither dilated nor grouped, by the fastest way of a platform."""
     if _tiny(x, kernel):
         return _product(places, x, kernel)
-    whole = partial(_whole, places)
     if kernel.shape[:2] == (1, 1):
         return whole(x, kernel)
     if _few(whole, x, kernel):
         return _by_platform(partial(_product, places), whole, x, kernel)
     widths = tuple(map(_filled, kernel.shape[2:]))
     if widths != kernel.shape[2:]:
-        return _by_platform(partial(_with_zeros, places, widths), whole, x, kernel)
-    return _each_way(places, x, kernel)
+        return _by_platform(partial(_with_zeros, whole, places, widths), whole, x, kernel)
+    return _each_way(whole, places, x, kernel)
 
 
 def _filled(width: int) -> int:
     return next((full for full, least in FILLED.items() if least <= width < full), width)
 
 
-def _with_zeros(places: _Places, widths: tuple[int, ...], x: Array, kernel: Array) -> Array:
-    """The convolution, computed at larger widths."""
+def _with_zeros(
+    whole: Callable[..., Array],
+    places: _Places,
+    widths: tuple[int, ...],
+    x: Array,
+    kernel: Array,
+) -> Array:
+    """``whole(x, kernel)``, computed at larger widths."""
     inputs, outputs = (full - own for full, own in zip(widths, kernel.shape[2:], strict=True))
     wide = jnp.pad(x, (*((0, 0),) * 3, (0, inputs)))
     full = jnp.pad(kernel, ((0, 0), (0, 0), (0, inputs), (0, outputs)))
-    return _each_way(places, wide, full)[..., : kernel.shape[3]]
+    return _each_way(whole, places, wide, full)[..., : kernel.shape[3]]
 
 
-def _each_way(places: _Places, x: Array, kernel: Array) -> Array:
-    """The convolution: forwards and for the inputs in bands, for the kernel in parts."""
-    whole = partial(_whole, places)
+def _each_way(whole: Callable[..., Array], places: _Places, x: Array, kernel: Array) -> Array:
+    """``whole(x, kernel)``: forwards and for the inputs in bands, for the kernel in parts."""
     forward = for_kernel = whole
     columns = bands.columns(x.shape, kernel.shape, places.strides, places.padding)
     if columns > 1:

@@ -12,6 +12,22 @@ BLOCKS = 8
 """Of rows, at most, that `depthwise_in_blocks` adds up before anything else."""
 
 
+def pads(
+    image: Sequence[int], size: Sequence[int], strides: Sequence[int], padding: Any
+) -> list[tuple[int, int]]:
+    """Zeros before and after, in both directions.
+
+    Args:
+      image: shape of the inputs, (B, H, W, D).
+      size: of the kernel, (kh, kw).
+      strides: in both directions.
+      padding: as `lax.conv_general_dilated` takes it.
+    """
+    if isinstance(padding, str):
+        return lax.padtype_to_pads(image[1:3], size, strides, padding)
+    return [(before, after) for before, after in padding]
+
+
 def reads(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -> list[Array]:
     """What each tap of a kernel reads, at all output positions.
 
@@ -24,9 +40,7 @@ def reads(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -
     Returns:
       kh * kw times float[B, H', W', D], row by row.
     """
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
-    padded = jnp.pad(x, ((0, 0), *map(tuple, padding), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *pads(x.shape, size, strides, padding), (0, 0)))
     # A padded image that is still too small for the kernel has no output positions.
     ends = [max(0, side - length + 1) for side, length in zip(padded.shape[1:3], size, strict=True)]
     return [

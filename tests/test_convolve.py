@@ -55,7 +55,7 @@ def test_it_is_the_convolution_and_so_are_its_gradients(
 
 @pytest.mark.parametrize(("side", "product"), [(1, True), (2, True), (3, False), (8, False)])
 def test_only_images_smaller_than_the_kernel_are_products(side, product):
-    x, kernel = drawn(2, side, side, 20), drawn(3, 3, 20, 4)
+    x, kernel = drawn(2, side, side, 20), drawn(3, 3, 20, 4)  # too many channels for bands
     used = primitives(lambda x, k: convolve(x, k, (1, 1), "SAME"), x, kernel)
     assert ("dot_general" in used, "conv_general_dilated" in used) == (product, not product)
 
@@ -288,6 +288,7 @@ def test_parts_keep_as_much_as_the_convolution(parts):
 @pytest.mark.parametrize("widths", [(7, 13), (4, 15), (7, 8), (25, 3), (120, 2)])
 @pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 1), ((1, 1), (0, 2)))])
 def test_slow_widths_are_the_convolution_and_get_zeros_on_a_cpu(widths, strides, padding):
+    # Of an odd number of columns none are joined (test_bands.py).
     x, kernel = drawn(3, 5, 3, widths[0]), drawn(3, 3, *widths, seed=1)
 
     fn = partial(convolve, strides=strides, padding=padding)
