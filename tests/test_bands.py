@@ -107,6 +107,8 @@ def test_a_sharded_batch_stays_sharded_in_bands():
     assert_stays_sharded(drawn(24, 6, 8, 3), drawn(3, 3, 3, 4), convolve)
 
 
-def test_types_stay():
-    x, kernel = drawn(3, 6, 8, 3, dtype=jnp.bfloat16), drawn(3, 3, 3, 4, dtype=jnp.bfloat16)
-    assert convolve(x, kernel, (1, 1), "SAME").dtype == jnp.bfloat16
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_types_stay_xlas(dtype):
+    x, kernel = drawn(3, 6, 8, 3, dtype=dtype), drawn(3, 3, 3, 4, dtype=dtype)
+    lowered = jax.jit(partial(convolve, strides=(1, 1), padding="SAME")).lower(x, kernel).as_text()
+    assert "3x3x3x4x" in lowered and "3x3x24x32x" not in lowered
