@@ -1,9 +1,10 @@
-"""`lax.conv_general_dilated` as layers here call it, without six slow paths of XLA's CPU backend.
+"""`lax.conv_general_dilated` as layers here call it, without seven slow paths of XLA's CPU backend.
 
 Where the kernel is larger than the image: a 3x3 convolution of 512 channels at 2x2, gradients
 included, takes forty times as long there as the same work as one matrix product, so it is one.
 Where a large kernel meets few positions, as one image does at the end of a network: on CPUs that is
-one product too. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
+one product too, and so is every 1x1 convolution, whose kernel's gradient else takes three to ten
+times as long. Where a batch does not fit the cache, the kernel's gradient is faster as a sum over
 parts of the batch that do, and on CPUs it is that sum: a layer with both gradients then takes half
 to two thirds of the time. Where a width lies a little below a power of two, a convolution takes up
 to twice as long as one of that power: on CPUs it gets zeros up to it, and takes as long. Where
@@ -57,10 +58,11 @@ def convolve(
 
     Where channels are last and nothing is dilated or grouped, an image smaller than the kernel
     becomes one product of its patches and the kernel. On a CPU so do few positions under a large
-    kernel, the gradient of the kernel becomes a sum over parts of a large batch, slow widths get
-    zeros, columns become channels where these are few, and a convolution of each channel alone
-    becomes a sum over taps. `cost.macs` counts none of that; where all is finite, it is equal up to
-    rounding, and the same function under every derivative.
+    kernel and, in float32 and wider, any positions under a 1x1 kernel; the gradient of a larger
+    kernel becomes a sum over parts of a large batch, slow widths get zeros, columns become channels
+    where these are few, and a convolution of each channel alone becomes a sum over taps.
+    `cost.macs` counts none of that; where all is finite, it is equal up to rounding, and the same
+    function under every derivative.
 
     Args:
       x: float[B, H, W, D].
@@ -119,13 +121,28 @@ def _plain(whole: Callable[..., Array], places: _Places, x: Array, kernel: Array
     if _tiny(x, kernel):
         return _product(places, x, kernel)
     if kernel.shape[:2] == (1, 1):
-        return whole(x, kernel)
+        return _pointwise(whole, places, x, kernel)
     if _few(whole, x, kernel):
         return _by_platform(partial(_product, places), whole, x, kernel)
     widths = tuple(map(_filled, kernel.shape[2:]))
     if widths != kernel.shape[2:]:
         return _by_platform(partial(_with_zeros, whole, places, widths), whole, x, kernel)
     return _each_way(whole, places, x, kernel)
+
+
+def _pointwise(whole: Callable[..., Array], places: _Places, x: Array, kernel: Array) -> Array:
+    """``whole(x, kernel)`` of a 1x1 kernel: one product of all positions."""
+    if not _wide(x):
+        return whole(x, kernel)
+    return _by_platform(partial(_product, places), whole, x, kernel)
+
+
+def _wide(x: Array) -> bool:
+    """Whether branches by platform may be chosen between: what one returns is rounded to its type.
+
+    XLA keeps float32 between narrower layers on CPUs.
+    """
+    return x.dtype.itemsize >= 4
 
 
 def _filled(width: int) -> int:
@@ -150,8 +167,7 @@ def _each_way(whole: Callable[..., Array], places: _Places, x: Array, kernel: Ar
     """``whole(x, kernel)``: forwards and for the inputs in bands, for the kernel in parts."""
     forward = for_kernel = whole
     columns = 1
-    # What a branch returns is rounded to its type; XLA keeps float32 between narrow layers on CPUs.
-    if x.dtype.itemsize >= 4:
+    if _wide(x):
         columns = bands.columns(x.shape, kernel.shape, places.strides, places.padding)
     if columns > 1:
         banded = partial(bands.convolve, count=columns, **places._asdict())
@@ -238,4 +254,6 @@ def _few(whole: Callable[..., Array], x: Array, kernel: Array) -> bool:
 def _product(places: _Places, x: Array, kernel: Array) -> Array:
     rows = kernel.reshape(-1, kernel.shape[-1])
     reads = taps.patches(x, kernel.shape[:2], places.strides, places.padding)
-    return jnp.dot(reads, rows, precision=places.precision)
+    # Flat: a kernel's gradient over several axes would be a product of transposed copies.
+    flat = jnp.dot(reads.reshape(-1, rows.shape[0]), rows, precision=places.precision)
+    return flat.reshape(*reads.shape[:-1], rows.shape[1])

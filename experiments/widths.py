@@ -4,10 +4,11 @@
     python -m experiments.widths --widths 24,28,31,32,33 --dtype bfloat16 --json widths.json
     python -m experiments.widths --image_size 2 --plain   # as XLA has it, even if it is slow
     python -m experiments.widths --depthwise              # of each channel alone
+    python -m experiments.widths --kernel_size 1
 
-Each contender is a step of gradient descent on a 3x3 convolution of K channels to K channels, its
-kernel and its images. They take turns, once each per round, on random
-images; what is compared are times of the same round.
+Each contender is a step of gradient descent on a convolution of K channels to K channels, its
+kernel, 3x3 unless another size is asked for, and its images. They take turns, once each per round,
+on random images; what is compared are times of the same round.
 """
 
 import argparse
@@ -52,7 +53,7 @@ class Layer(NamedTuple):
     """What one step of gradient descent changes.
 
     Attributes:
-      kernel: [3, 3, K, K], or [3, 3, 1, K] of each channel alone.
+      kernel: [3, 3, K, K], or [3, 3, 1, K] of each channel alone; of other sides, too.
       images: [B, H, W, K]; they descend too, as a layer before would need their gradient.
     """
 
@@ -94,11 +95,13 @@ def contender(
     dtype: Any,
     convolution: Convolution = convolve,
     depthwise: bool = False,
+    kernel_size: int = 3,
 ) -> Contender:
     """A convolution of ``width`` channels to as many, ready to be timed."""
     draw = np.random.default_rng(0)
     inputs = 1 if depthwise else width
-    kernel = draw.normal(size=(3, 3, inputs, width)) / np.sqrt(9 * inputs)
+    taps = (kernel_size, kernel_size)
+    kernel = draw.normal(size=(*taps, inputs, width)) / np.sqrt(kernel_size**2 * inputs)
     images = draw.normal(size=(batch, image_size, image_size, width))
     layer = Layer(jnp.asarray(kernel, dtype), jnp.asarray(images, dtype))
     dispatch = 1 if jax.default_backend() == "cpu" else _DISPATCH
@@ -160,13 +163,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: float32)")
     add("--plain", action="store_true", help="XLA's convolution, whatever layers make of it")
     add("--depthwise", action="store_true", help="each channel alone")
+    add("--kernel_size", type=int, default=3, metavar="N", help="of both sides (default: 3)")
     add("--rounds", type=int, default=15, metavar="N", help="at least (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    smallest = {name: getattr(arguments, name) for name in ("batch", "image_size", "rounds")}
+    names = ("batch", "image_size", "kernel_size", "rounds")
+    smallest = {name: getattr(arguments, name) for name in names}
     for name, value in {**smallest, "widths": min(arguments.widths)}.items():
         if value < 1:
             raise ValueError(f"--{name} {value}: it must be at least 1")
@@ -184,6 +189,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
         dtype=arguments.dtype,
         convolution=lax.conv_general_dilated if arguments.plain else convolve,
         depthwise=arguments.depthwise,
+        kernel_size=arguments.kernel_size,
     )
     with display.progress("widths", len(widths) + arguments.rounds, facts="compiling") as shown:
         contenders = []
@@ -198,8 +204,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
             contenders, least=arguments.rounds, until=0.0, report=report, shortest=0.05
         )
     found = rows(widths, times_RV, depthwise=arguments.depthwise)
-    side = f"{arguments.image_size}x{arguments.image_size}"
-    kind = "3x3 convolution of each channel" if arguments.depthwise else "3x3 convolution"
+    size, side = (f"{n}x{n}" for n in (arguments.kernel_size, arguments.image_size))
+    kind = f"{size} convolution{' of each channel' if arguments.depthwise else ''}"
     title = f"{kind}, {arguments.batch} images of {side}, {arguments.dtype}"
     console.print(table(found, title=f"{title}, {machine.device()}"))
     if arguments.json is not None:

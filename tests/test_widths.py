@@ -42,6 +42,8 @@ def test_the_command_times_convolutions_and_writes_what_it_found(tmp_path, capsy
     words = ["--widths", "3,2", "--batch", "2", "--image_size", "4", "--rounds", "2"]
     assert widths.main([*words, "--depthwise", "--plain"]) == 0
     assert "3x3 convolution of each channel, 2 images of 4x4" in capsys.readouterr().out
+    assert widths.main([*words, "--kernel_size", "1"]) == 0
+    assert "1x1 convolution, 2 images of 4x4" in capsys.readouterr().out
     assert widths.main([*words, "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     assert [row["width"] for row in found["rows"]] == [2, 3]
@@ -57,6 +59,7 @@ def test_the_command_times_convolutions_and_writes_what_it_found(tmp_path, capsy
     [
         (["--widths", "0,4"], "--widths 0: it must be at least 1"),
         (["--rounds", "0"], "--rounds 0: it must be at least 1"),
+        (["--kernel_size", "0"], "--kernel_size 0: it must be at least 1"),
         (["--json", "."], "Is a directory"),
     ],
 )
