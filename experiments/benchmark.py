@@ -25,6 +25,7 @@ from experiments import (
     cost_plot,
     cost_rows,
     device_memory,
+    huge_pages,
     machine,
     output,
     peers,
@@ -119,6 +120,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     result = {
         "device": device,
         "versions": machine.versions(),
+        "tunables": huge_pages.tunables(),
         "command": shlex.join(["python", "-m", "experiments.benchmark", *words]),
         "seconds": time.perf_counter() - begun,
         "rows": rows,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import display, records, session
+from experiments import display, huge_pages, records, session
 
 POLL = 0.5  # seconds between two looks at the processes
 
@@ -49,8 +49,9 @@ class _Running(NamedTuple):
 def run(jobs: Sequence[Job], *, count: int, finished: Callable[[Job], None]) -> Outcome:
     """Runs jobs side by side and waits for all of them.
 
-    With more than one worker, each gets an equal share of this process's cores for itself, where
-    the system can do that: runs that share cores slow each other down and spoil their step times.
+    They ask for huge pages (`huge_pages`). With more than one worker, each gets an equal share of
+    this process's cores for itself, where the system can do that: runs that share cores slow each
+    other down and spoil their step times.
 
     Args:
       jobs: in the order in which they start.
@@ -103,7 +104,11 @@ def _start(job: Job, lane: int, shares: Sequence[set[int]]) -> _Running:
     with job.log.open("ab") as log:
         # A session of its own: Ctrl-C reaches it through us, once.
         process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=huge_pages.environment(),
         )
     if shares[lane]:
         os.sched_setaffinity(process.pid, shares[lane])

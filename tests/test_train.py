@@ -43,7 +43,7 @@ def weights(workdir, name="compact_raw"):
 def test_result_has_the_contracts_keys_and_consistent_values(lab, method):
     found, workdir = lab.run(method=method)
     assert found == json.loads((workdir / "result.json").read_text())
-    more = {"notes", "command", "plans", "effective_rank", "train_s", "processor"}
+    more = {"notes", "command", "plans", "effective_rank", "train_s", "processor", "tunables"}
     times = {"host_ms_median", "data_wait_ms_median", "between_ms_median"}
     assert set(found) == {*RESULT_KEYS, *more, *times}
     assert all(1 / width <= found["effective_rank"][g] <= 1 for g, width in found["widths"].items())
