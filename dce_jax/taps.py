@@ -1,5 +1,6 @@
 """What the taps of a kernel read, and convolutions written with it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +42,15 @@ def reads(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -
       kh * kw times float[B, H', W', D], row by row.
     """
     padded = jnp.pad(x, ((0, 0), *pads(x.shape, size, strides, padding), (0, 0)))
-    # A padded image that is still too small for the kernel has no output positions.
-    ends = [max(0, side - length + 1) for side, length in zip(padded.shape[1:3], size, strict=True)]
+    batch, height, width, depth = padded.shape
+    rows, columns = max(0, height - size[0] + 1), max(0, width - size[1] + 1)
+    if rows * columns == 0:
+        # A padded image that is still too small for the kernel has no output positions.
+        shape = batch, -(-rows // strides[0]), -(-columns // strides[1]), depth
+        return [jnp.zeros(shape, x.dtype)] * math.prod(size)
+    # Not by indexing, which older releases of JAX turn into a gather where strides are above one.
     return [
-        padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+        lax.slice(padded, (0, i, j, 0), (batch, i + rows, j + columns, depth), (1, *strides, 1))
         for i in range(size[0])
         for j in range(size[1])
     ]

@@ -82,6 +82,12 @@ def test_a_kernel_that_fits_nowhere_leaves_no_positions(side, size):
     assert convolve(x, kernel, (1, 1), "VALID").shape == expected.shape == (2, 0, 0, 4)
 
 
+def test_nor_does_one_that_fits_in_one_direction_only():
+    x, kernel = drawn(2, 2, 8, 3), drawn(3, 3, 3, 4)
+    expected = plain(x, kernel, (2, 2), "VALID")
+    assert convolve(x, kernel, (2, 2), "VALID").shape == expected.shape == (2, 0, 3, 4)
+
+
 def test_channels_first_stay_xlas():
     x, kernel = drawn(2, 4, 2, 2), drawn(3, 3, 4, 5)
     numbers = ("NCHW", "HWIO", "NCHW")
