@@ -25,7 +25,6 @@ from experiments import (
     cost_plot,
     cost_rows,
     device_memory,
-    huge_pages,
     machine,
     output,
     peers,
@@ -118,9 +117,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     rows, others = measure(arguments, words, begun=begun, console=console)
     device = machine.device()
     result = {
-        "device": device,
-        "versions": machine.versions(),
-        "tunables": huge_pages.tunables(),
+        **machine.facts(),
         "command": shlex.join(["python", "-m", "experiments.benchmark", *words]),
         "seconds": time.perf_counter() - begun,
         "rows": rows,

@@ -161,8 +161,7 @@ def _tell(display: Display, done: Iterator[int], name: str) -> None:
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     _check(arguments)
     found = {
-        "device": machine.device(),
-        "versions": machine.versions(),
+        **machine.facts(),
         "command": shlex.join(["python", "-m", "experiments.dead", *portable(words)]),
         "settings": {name: getattr(arguments, name) for name in _SIZES},
         **_measure(arguments),

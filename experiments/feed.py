@@ -215,8 +215,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     console.print(table(paces, device=device))
     if arguments.json is not None:
         made = {
-            "device": device,
-            "versions": machine.versions(),
+            **machine.facts(),
             "command": shlex.join(["python", "-m", "experiments.feed", *words]),
             "keep": arguments.keep if arguments.network else None,
             "jpeg_bytes_mean": statistics.fmean(len(one["image"]) for one in records),

@@ -108,8 +108,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     made = {
         "network": arguments.network,
         "state_bytes": size,
-        "device": machine.device(),
-        "versions": machine.versions(),
+        **machine.facts(),
         "command": shlex.join(["python", "-m", "experiments.held", *words]),
         "checkpoints": rows,
     }

@@ -281,8 +281,7 @@ def _facts(arguments: argparse.Namespace, subject: Subject, given: Given | None)
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     _check(arguments)
     found = {
-        "device": machine.device(),
-        "versions": machine.versions(),
+        **machine.facts(),
         "command": shlex.join(["python", "-m", "experiments.latency", *portable(words)]),
         "settings": {name: getattr(arguments, name) for name in ("batch", *_SIZES)},
         "in_a_row": {str(batch): in_a_row(batch) for batch in arguments.batch},

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the device and the versions, as results store them."""
+"""What a measurement was made on, as results store it."""
 
 import contextlib
 import os
@@ -6,10 +6,31 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from experiments import huge_pages
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def facts(count: int = 1) -> dict[str, Any]:
+    """What every result says of where it was made.
+
+    Args:
+      count: devices of the run.
+
+    Returns:
+      ``device`` and ``processor``, ``versions`` (package -> version), and ``tunables``, which tell
+      whether the memory of a CPU was asked for in huge pages.
+    """
+    return {
+        "device": device(count),
+        "processor": processor(),
+        "versions": versions(),
+        "tunables": huge_pages.tunables(),
+    }
 
 
 def device(count: int = 1) -> str:

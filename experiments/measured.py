@@ -97,8 +97,7 @@ def measure(
             contenders, least=5, until=begun + seconds, report=report, shortest=0.1
         )
     return {
-        "device": machine.device(),
-        "versions": machine.versions(),
+        **machine.facts(),
         "batch": batch,
         "rounds": len(times_RV),
         "seconds": time.perf_counter() - begun,

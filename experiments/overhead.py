@@ -170,8 +170,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     Console().print(table)
     if arguments.json is not None:
         result = {
-            "device": device,
-            "versions": machine.versions(),
+            **machine.facts(),
             "command": shlex.join(["python", "-m", "experiments.overhead", *words]),
             "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
             "overhead": found,

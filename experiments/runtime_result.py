@@ -64,8 +64,7 @@ def finish(job: Job, state: State, workdir: Path) -> dict[str, Any]:
         "macs_always": job.system.costs.always,
         "macs_deciding": job.system.deciding,
         "train_macs": runtime_setup.train_macs(job),
-        "device": machine.device(),
-        "versions": machine.versions(),
+        **machine.facts(),
         "command": runtime_config.command(job.config),
         "config": runtime_config.portable(job.config),
     }

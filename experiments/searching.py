@@ -159,8 +159,7 @@ def record(run: Run, search: Search) -> dict[str, Any]:
         "loss_identity": identity_loss(search),
         "losses": list(search.losses),
         "search_macs": pace.searches * run.config.batch_size * macs_full,
-        "device": machine.device(run.placement.devices),
-        "versions": machine.versions(),
+        **machine.facts(run.placement.devices),
         "command": config.command(run.config),
         "config": config.portable(run.config),
     }

@@ -78,8 +78,7 @@ def _study(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
         found = study.study(asked, sizes, report)
     command = shlex.join(["python", "-m", "experiments.signals", *portable(words)])
-    facts = {"command": command, "device": machine.device(), "versions": machine.versions()}
-    found = {**facts, **found}
+    found = {"command": command, **machine.facts(), **found}
     journal.write(arguments.json, found)
     picture, every = arguments.json.with_suffix(".png"), arguments.json.with_suffix(".md")
     study_plots.draw(found).savefig(picture, dpi=150)

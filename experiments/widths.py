@@ -210,9 +210,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], console: Console) 
     console.print(table(found, title=f"{title}, {machine.device()}"))
     if arguments.json is not None:
         result = {
-            "device": machine.device(),
+            **machine.facts(),
             "multiple_of": hardware.multiple_of(jax.devices()[0], arguments.dtype),
-            "versions": machine.versions(),
             "command": shlex.join(["python", "-m", "experiments.widths", *words]),
             "rounds": len(times_RV),
             "seconds": time.perf_counter() - begun,
