@@ -1,5 +1,9 @@
-"""Progress on the terminal: a bar with the time left, and a line of facts below it."""
+"""Progress on the terminal: a bar with the time left, and a line of facts below it.
 
+A log, which shows nothing that moves, gets both once in a while.
+"""
+
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+LOG_SECONDS = 60.0
+"""Between two states of a bar in a log."""
+
 
 class Display(NamedTuple):
     """A progress bar and the line below it.
@@ -25,11 +32,13 @@ class Display(NamedTuple):
       live: what the terminal shows.
       bar: the bar.
       task: its only task.
+      log: given every state, writes some of them where nothing moves.
     """
 
     live: Live
     bar: Progress
     task: TaskID
+    log: Callable[[Group], None]
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -38,7 +47,9 @@ class Display(NamedTuple):
     def tell(self, completed: int, facts: str) -> None:
         """Moves the bar and replaces the line below it."""
         self.bar.update(self.task, completed=completed)
-        self.live.update(Group(self.bar, Text(facts)))
+        shown = Group(self.bar, Text(facts))
+        self.live.update(shown)
+        self.log(shown)
 
     @contextmanager
     def beside(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -79,6 +90,7 @@ def progress(
       console: where to; the standard error stream unless told.
       quiet: nothing is shown at all.
     """
+    console = console or Console(stderr=True, quiet=quiet)
     # The bar alone fits a terminal of 80 columns; facts beside it would squeeze out the times.
     bar = Progress(
         TextColumn("{task.description}"),
@@ -87,13 +99,29 @@ def progress(
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=console,
+        # Of all that was done: a block of steps, or a run of a sweep, may take minutes and more.
+        speed_estimate_period=math.inf,
     )
     task = bar.add_task(name, total=total)
     shown = Group(bar, Text(facts))
-    console = console or Console(stderr=True, quiet=quiet)
     try:
         with Live(shown, console=console, refresh_per_second=4) as live:
-            yield Display(live, bar, task)
+            yield Display(live, bar, task, _log(console))
     finally:
         if not console.is_terminal:
             console.line()  # a log gets the last state only, and no end of line
+
+
+def _log(console: Console) -> Callable[[Group], None]:
+    if console.is_terminal or console.is_jupyter:
+        return lambda _: None
+    written = console.get_time()
+
+    def write(shown: Group) -> None:
+        nonlocal written
+        if console.get_time() - written >= LOG_SECONDS:
+            written = console.get_time()
+            console.print(shown)
+
+    return write

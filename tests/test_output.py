@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from experiments import arguments, output
 from experiments.display import progress
@@ -57,3 +57,41 @@ def test_an_error_stands_on_a_line_of_its_own_in_a_log():
     ):
         raise ValueError("went astray")
     assert log.getvalue().endswith("\n")
+
+
+def states(log):
+    """Lines of a log that show a bar."""
+    return [line.strip() for line in log.getvalue().splitlines() if "left" in line]
+
+
+def test_a_log_gets_a_state_a_minute_and_the_last_one():
+    log, now = io.StringIO(), 0.0
+    with progress(
+        "train", 400, console=Console(file=log, width=80, get_time=lambda: now)
+    ) as display:
+        for step in (100, 200, 300, 400):
+            now += 40.0
+            display.tell(step, f"loss {step}")
+    first, second, last = states(log)
+    assert "200/400" in first and "left 0:01:20" in first  # at the pace of 100 steps in 40 seconds
+    assert "400/400" in second and "400/400" in last
+    assert "loss 200" in log.getvalue() and "loss 100" not in log.getvalue()
+
+
+def test_a_terminal_gets_no_lines_of_a_log():
+    screen, now = io.StringIO(), 0.0
+    console = Console(file=screen, force_terminal=True, get_time=lambda: now)
+    with progress("train", 400, console=console) as display:
+        now += 100.0
+        display.log(Group("a state"))
+    assert "a state" not in screen.getvalue()
+
+
+def test_the_time_left_is_known_where_updates_are_rare():
+    now = 0.0
+    console = Console(file=io.StringIO(), get_time=lambda: now)
+    with progress("sweep", 4, console=console) as display:
+        for runs in (1, 2):
+            now += 3600.0
+            display.tell(runs, "")
+        assert display.bar.tasks[0].time_remaining == 7200
