@@ -69,7 +69,8 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     for curve in curves.values():
         axes.plot(*_line(curve, channels), color="#DDDDDD", linewidth=0.8)
     best = next(row["name"] for row in found["signals"] if row["name"].count(".") == 3)
-    for name, label, colour in ((best, best, ORANGE), *_NAMED):
+    known = any(name == best for name, *_ in _NAMED)
+    for name, label, colour in _NAMED if known else ((best, best, ORANGE), *_NAMED):
         if name in curves:
             line = _line(curves[name], channels)
             axes.plot(*line, color=colour, linewidth=1.6, label=label)

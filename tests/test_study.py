@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dce_jax import pruning, signals
 from dce_jax import signals as algebra
 from dce_jax.pruning.oracle import Judged
-from experiments import arguments, correlation, removal, study, study_tables, subject
+from experiments import arguments, correlation, removal, study, study_plots, study_tables, subject
 from experiments import signals as command
 
 pytestmark = pytest.mark.one_set
@@ -193,6 +193,17 @@ def test_a_study_leaves_a_picture_and_tables(written):
     points = [row for row in cells[2:] if row[2] == "-" and "random" not in row[1]]
     assert len(points) == study_tables.BEST
     assert all(one[3:6] != other[3:6] for one, other in itertools.pairwise(points))
+
+
+@pytest.mark.parametrize("best", ["units.taylor.sqr_sum.none", "weights.g.l2.none"])
+def test_every_named_curve_has_one_line_and_one_name(written, best):
+    found = json.loads(written.read_text())
+    first = [{**found["signals"][0], "name": best}]
+    found["signals"], found["curves"][best] = first, found["curves"][study.ABSOLUTE]
+    axes = study_plots.draw(found).axes[1]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    named = ["oracle", "Taylor, behind the ReLU", "Fisher, behind the ReLU", "L1 norm", "random"]
+    assert names == (named if best.startswith("units") else [best, *named])
 
 
 @pytest.mark.parametrize(
