@@ -1,10 +1,10 @@
 """What the taps of a kernel read, and convolutions written with it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dce_jax.types import Array
@@ -43,16 +43,14 @@ def reads(x: Array, size: Sequence[int], strides: Sequence[int], padding: Any) -
     """
     padded = jnp.pad(x, ((0, 0), *pads(x.shape, size, strides, padding), (0, 0)))
     batch, height, width, depth = padded.shape
+    # A padded image that is still too small for the kernel has no output positions, and the taps
+    # that lie beyond it read nothing at its end.
     rows, columns = max(0, height - size[0] + 1), max(0, width - size[1] + 1)
-    if rows * columns == 0:
-        # A padded image that is still too small for the kernel has no output positions.
-        shape = batch, -(-rows // strides[0]), -(-columns // strides[1]), depth
-        return [jnp.zeros(shape, x.dtype)] * math.prod(size)
     # Not by indexing, which older releases of JAX turn into a gather where strides are above one.
     return [
         lax.slice(padded, (0, i, j, 0), (batch, i + rows, j + columns, depth), (1, *strides, 1))
-        for i in range(size[0])
-        for j in range(size[1])
+        for i in np.minimum(range(size[0]), height - rows)
+        for j in np.minimum(range(size[1]), width - columns)
     ]
 
 

@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 
 from dce_jax import budget as budgets
 from dce_jax import networks
-from experiments import overhead
+from experiments import machine, overhead
 
 
 def tiny(**_) -> networks.VGG:
@@ -45,6 +45,7 @@ def test_the_file_tells_the_share_of_a_step(monkeypatch, tmp_path, capsys):
     words = ["--network", "tiny", "--batch", "2", "--image_size", "8", "--groups", "2"]
     assert overhead.main([*words, "--width", "4", "--pairs", "2", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
+    assert machine.facts().items() <= found.items()
     narrow, decision = found["overhead"]
     assert (narrow["what"], narrow["vs_narrow"]) == ("narrow step", 1.0)
     assert decision["vs_narrow_low"] <= decision["vs_narrow"] <= decision["vs_narrow_high"]

@@ -16,6 +16,7 @@ from dce_jax.networks.stages import group_widths
 from dce_jax.runtime import SWITCHED, predictor, store
 from experiments import (
     latency,
+    machine,
     runtime,
     runtime_config,
     runtime_plots,
@@ -107,6 +108,7 @@ def test_every_system_is_trained_and_told_of(finished, system):
     knobs = [point["knob"] for point in found["points"]]
     np.testing.assert_allclose([knobs[0], knobs[-1]], found["span"], rtol=1e-6)
     assert re.fullmatch(r"runs/\d+", found["config"]["backbone"])  # no path of this machine
+    assert machine.facts().items() <= found.items()
     assert all(point.keys() >= POINT_KEYS for point in found["points"])
     images = np.load(workdir / "images.npz")
     assert images["share"].shape == (3, 20) == images["right"].shape
