@@ -60,7 +60,7 @@ def facts(asked: Subject, batches: Batches) -> dict[str, Any]:
 
     Args:
       asked: the network.
-      batches: test images.
+      batches: the images that it is judged on.
     """
     scene = asked.scene
     variables = {"params": scene.params, **scene.model_state}

@@ -35,6 +35,7 @@ from experiments import bury, dead_plot, dead_tables, machine, output, removal, 
 from experiments.arguments import portable, status
 from experiments.display import Display, progress
 from experiments.subject import Subject
+from experiments.summary import judged_on
 
 Batches = Mapping[str, Sequence[Mapping[str, Array]]]
 
@@ -127,7 +128,8 @@ def _lean(
     gone = sum(before["widths"].values()) - sum(after["widths"].values())
     print(
         f"without its {gone} zero and constant units: {before['params']:,} -> {after['params']:,} "
-        f"parameters, {before['macs']:,} -> {after['macs']:,} MACs, test accuracy "
+        f"parameters, {before['macs']:,} -> {after['macs']:,} MACs, "
+        f"{judged_on([asked.result])} accuracy "
         f"{before['accuracy']:.2%} -> {after['accuracy']:.2%}\n"
     )
     if directory is not None:

@@ -9,6 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.dead_tables import Row, curves, ways
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, style
+from experiments.summary import asked_on
 
 _COLOURS = {
     "removal score": ORANGE,
@@ -35,8 +36,8 @@ def draw(found: Mapping[str, Any]) -> Figure:
     )
     left, right = figure.subplots(1, 2)
     points = curves(found["curves"])
-    _panel(left, points, found["units"], "loss")
-    _panel(right, points, found["units"], "accuracy")
+    _panel(left, points, found["units"], "loss", asked_on(found))
+    _panel(right, points, found["units"], "accuracy", asked_on(found))
     left.set_yscale("log")
     right.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
     for name in points:
@@ -48,12 +49,14 @@ def draw(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, points: Mapping[str, Sequence[Row]], units: int, key: str) -> None:
+def _panel(
+    axes: Axes, points: Mapping[str, Sequence[Row]], units: int, key: str, images: str
+) -> None:
     for name, rows in points.items():
         share = [row["removed"] / units for row in rows]
         for how in ways(points):
             heights = [row[how][key] for row in rows]
             axes.plot(share, heights, _HOW[how], color=_COLOURS[name], linewidth=1.6)
-    style(axes).set_ylabel(f"test {key}", fontsize=10)
+    style(axes).set_ylabel(f"{images} {key}", fontsize=10)
     axes.set_xlabel("units gone", fontsize=10)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))

@@ -8,13 +8,13 @@ import numpy as np
 from rich.table import Table
 
 from experiments import records
-from experiments.summary import markdown
+from experiments.summary import asked_on, markdown
 
 Row = Mapping[str, Any]
 
 
 def tables(paths: Sequence[Path]) -> str:
-    """Markdown tables of test accuracy as units go, one per network: means over its files.
+    """Markdown tables of accuracy as units go, one per network: means over its files.
 
     Args:
       paths: JSON files of ``experiments.dead``.
@@ -66,7 +66,7 @@ def table(found: Mapping[str, Any], key: str) -> Table:
       key: "loss" or "accuracy".
     """
     shown = Table(
-        title=f"test {key}: {' / '.join(ways(found['curves']))}",
+        title=f"{asked_on(found)} {key}: {' / '.join(ways(found['curves']))}",
         title_justify="left",
         caption="nothing is retrained; random is a mean over draws",
         caption_justify="left",

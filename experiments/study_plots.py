@@ -10,6 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from dce_jax.signals.algebra import REDUCTIONS, SCALINGS
 from experiments.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, style
 from experiments.study import ABSOLUTE, RANDOM
+from experiments.summary import asked_on
 
 _NAMED = (
     (ABSOLUTE, "oracle", INK),
@@ -77,7 +78,8 @@ def _curves(axes: Axes, found: Mapping[str, Any]) -> None:
     top = max(curve["accuracy"][0] for curve in curves.values())
     axes.axhline(top - 0.01, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_ylim(top - 0.12, top + 0.01)
-    style(axes).set_ylabel("test accuracy, not retrained (dashed: 1 % less)", fontsize=10)
+    said = f"{asked_on(found)} accuracy, not retrained (dashed: 1 % less)"
+    style(axes).set_ylabel(said, fontsize=10)
     axes.set_xlabel("channels gone", fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import records
 from experiments.study import ABSOLUTE, RANDOM, SIGNED
-from experiments.summary import NONE, markdown
+from experiments.summary import NONE, asked_on, markdown
 
 Row = Mapping[str, Any]
 
@@ -61,11 +61,11 @@ def table(found: Mapping[str, Any], *, everything: bool) -> str:
     Returns:
       Markdown: a line that says what was asked and how, then the table.
     """
-    about, sizes = found["subject"], found["sizes"]
+    about, sizes, images = found["subject"], found["sizes"], asked_on(found)
     first = (
-        f"{about['network']} on {about['dataset']}, {about['test_accuracy']:.2%} test accuracy, "
-        f"{found['channels']} channels; {sizes['examples']:,} training images, "
-        f"{sizes['test_examples']:,} test images; {found['device']}, "
+        f"{about['network']} on {about['dataset']}, {about['test_accuracy']:.2%} {images} "
+        f"accuracy, {found['channels']} channels; {sizes['examples']:,} training images, "
+        f"{sizes['test_examples']:,} {images} images; {found['device']}, "
         f"jax {found['versions']['jax']}. Channels gone at 1 % loss by the oracle's own orders: "
         f"{_gone(found['curves'][ABSOLUTE])} by the size of the loss change, "
         f"{_gone(found['curves'][SIGNED])} by the change itself."

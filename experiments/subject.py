@@ -14,6 +14,7 @@ from dce_jax.types import Array
 from experiments import data, holdout, records
 from experiments.dataset import DataSet, take
 from experiments.pipeline import eval_batches, normalise
+from experiments.summary import judged_on
 
 COMPACT, RESULT = "compact", "result.json"
 
@@ -62,8 +63,10 @@ def read(workdir: Path, data_dir: str | None) -> Subject:
 def facts(subject: Subject) -> dict[str, Any]:
     """What results say of the network that was asked."""
     kept = ("network", "dataset", "method", "seed", "test_accuracy", "widths", "command")
-    # The notes tell where the test split is held-out training images.
-    return {key: subject.result[key] for key in kept} | {"notes": list(subject.data.notes)}
+    return {key: subject.result[key] for key in kept} | {
+        "judged_on": judged_on([subject.result]),
+        "notes": list(subject.data.notes),
+    }
 
 
 def batches(subject: Subject, split: str, examples: int, size: int) -> Iterator[dict[str, Array]]:

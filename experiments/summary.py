@@ -21,6 +21,11 @@ def judged_on(results: Sequence[Result]) -> str:
     return " or ".join(sorted(found))
 
 
+def asked_on(found: Mapping[str, Any]) -> str:
+    """Which images a study's accuracies are of; older files do not say: the test split."""
+    return str(found["subject"].get("judged_on", "test"))
+
+
 def si(value: float) -> str:
     """A count with three or four digits and a prefix: 14724042 -> '14.72 M'."""
     for size, prefix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):

@@ -14,7 +14,7 @@ from dce_jax.budget import from_widths
 from dce_jax.networks import VGG, ResNet
 from dce_jax.networks.stages import group_widths
 from dce_jax.signals import parse, value
-from experiments import dead, dead_tables, removal, replacing, subject
+from experiments import dead, dead_plot, dead_tables, removal, replacing, subject
 
 pytestmark = pytest.mark.one_set
 
@@ -192,6 +192,15 @@ def test_random_orders_are_drawn_as_their_mean():
     assert list(found) == ["l1 norm", "random"]
     assert found["random"][0]["plain"] == {"loss": 2.5, "accuracy": 0.5}
     assert found["l1 norm"][0]["folded"]["loss"] == 9.0
+
+
+@pytest.mark.parametrize("images", ["validation", "test"])
+def test_tables_and_pictures_name_the_images_that_accuracies_are_of(measured, images):
+    found, _ = measured
+    found = {**found, "subject": {**found["subject"], "judged_on": images}}
+    for key, axes in zip(("loss", "accuracy"), dead_plot.draw(found).axes, strict=True):
+        assert axes.get_ylabel() == f"{images} {key}"
+        assert dead_tables.table(found, key).title.startswith(f"{images} {key}: plain / folded")
 
 
 HOW = ("plain", "folded")

@@ -153,9 +153,12 @@ def test_a_subject_keeps_to_the_images_that_its_run_had(lab):
     _, workdir = lab.run(method="dense", steps=4, validation=24, examples=30)
     asked = subject.read(workdir, None)
     assert (asked.data.train.num_images, asked.data.test.num_images) == (30, 24)
-    assert "evaluated on 24 held-out" in " ".join(subject.facts(asked)["notes"])
-    whole = lab.run(method="dense", steps=20)[1]
-    assert subject.read(whole, None).data.train.num_images == 64
+    facts = subject.facts(asked)
+    assert "evaluated on 24 held-out" in " ".join(facts["notes"])
+    assert facts["judged_on"] == "validation"
+    whole = subject.read(lab.run(method="dense", steps=20)[1], None)
+    assert whole.data.train.num_images == 64
+    assert subject.facts(whole)["judged_on"] == "test"
 
 
 def test_the_best_the_published_and_the_oracle_have_curves(dense, written):
@@ -204,6 +207,18 @@ def test_every_named_curve_has_one_line_and_one_name(written, best):
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     named = ["oracle", "Taylor, behind the ReLU", "Fisher, behind the ReLU", "L1 norm", "random"]
     assert names == (named if best.startswith("units") else [best, *named])
+
+
+@pytest.mark.parametrize("images", ["validation", "test"])
+def test_tables_and_pictures_name_the_images_that_accuracies_are_of(written, images):
+    found = json.loads(written.read_text())
+    found["subject"]["judged_on"] = images
+    first = study_tables.table(found, everything=False).splitlines()[0]
+    assert f"% {images} accuracy, 10 channels; 16 training images, 20 {images} images" in first
+    label = study_plots.draw(found).axes[1].get_ylabel()
+    assert label == f"{images} accuracy, not retrained (dashed: 1 % less)"
+    del found["subject"]["judged_on"]  # as in older files
+    assert "% test accuracy" in study_tables.table(found, everything=False)
 
 
 @pytest.mark.parametrize(
