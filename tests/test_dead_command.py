@@ -203,6 +203,14 @@ def test_tables_and_pictures_name_the_images_that_accuracies_are_of(measured, im
         assert dead_tables.table(found, key).title.startswith(f"{images} {key}: plain / folded")
 
 
+def test_held_out_images_are_not_called_the_test_split(lab, capsys):
+    _, workdir = lab.run(method="dense", steps=4, validation=24, examples=30)
+    assert dead.main(["--workdir", str(workdir), *SIZES]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "MACs, validation accuracy " in told and "validation loss: plain" in told
+    assert "test accuracy" not in told and "test loss" not in told
+
+
 HOW = ("plain", "folded")
 
 
