@@ -43,8 +43,33 @@ def _order(result: Result) -> tuple[Any, ...]:
     return (result["dataset"], result["network"], -_asked(result), place, method)
 
 
+def _whose_widths(results: Sequence[Result]) -> list[Result]:
+    """The results; widths that another run of the same seed learned are called by its method.
+
+    Every seed learns widths of its own: by their numbers no two seeds of the narrow network that
+    is trained from scratch at them would share a row.
+    """
+
+    def key(result: Result) -> tuple[Any, ...]:
+        widths = tuple(sorted(result["widths"].items()))
+        return (result["dataset"], result["network"], result["seed"], widths)
+
+    learned = {key(result): result for result in results if result["allocation"] == "global"}
+    found: list[Result] = []
+    for result in results:
+        whose = learned.get(key(result)) if result["config"].get("widths") else None
+        if whose is not None:
+            own = {**result["config"], "widths": f"of {whose['method']}"}
+            result = {**result, "config": own, "keep_requested": whose["keep_requested"]}
+        found.append(result)
+    return found
+
+
 def group(results: Sequence[Result]) -> list[list[Result]]:
     """Runs that differ in nothing but the seed, in the order of a table's rows.
+
+    Runs at given widths that a run of ``results`` with their seed learned are pooled as runs at
+    that method's widths.
 
     Args:
       results: objects with the keys of `result.json`.
@@ -56,7 +81,7 @@ def group(results: Sequence[Result]) -> list[list[Result]]:
       ValueError: one seed twice with the same settings, which would count one draw as two.
     """
     groups: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
+    for result in _whose_widths(results):
         settings = sorted(_settings(result).items())
         groups.setdefault((_order(result), repr(settings)), []).append(result)
     for runs in groups.values():
@@ -97,8 +122,8 @@ def differences(groups: Sequence[Sequence[Result]]) -> list[str]:
 
 
 def words(settings: Mapping[str, Any]) -> str:
-    """Settings as text: 'alpha=0.1, select_every=10'; '' for none."""
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    """Settings as text: 'alpha=0.1, select_every=10', without those left empty; '' for none."""
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value != "")
 
 
 def unlike(

@@ -55,6 +55,36 @@ def test_pairs_are_the_seeds_that_both_rows_have():
     assert pairs.compare(row, rows("scratch", {1: 0.9})) is None
 
 
+def at(widths, **changes):
+    """A run of scratch at given widths, with their keep."""
+    words = ",".join(f"{group}={width}" for group, width in widths.items())
+    found = fixture.result(method="scratch", widths=widths, keep_requested=None, **changes)
+    return found | {"config": found["config"] | {"widths": words}}
+
+
+def test_runs_at_the_widths_that_each_seed_learned_share_a_row():
+    learned = [{"conv1": 4, "conv2": 7}, {"conv1": 5, "conv2": 5}]
+    own = [
+        fixture.result(seed=seed, widths=widths, keep=0.5 + seed / 100, allocation="global")
+        | {"keep_requested": 0.5, "test_accuracy": 0.9}
+        for seed, widths in enumerate(learned)
+    ]
+    theirs = [
+        at(widths, seed=seed, keep=0.5 + seed / 100, test_accuracy=0.8 + seed / 10)
+        for seed, widths in enumerate(learned)
+    ]
+    (row,) = lines([*own, *theirs])
+    assert row[:3] == ["dce 0.505", "scratch 0.505, widths=of dce", "2"]
+    assert row[3].startswith("+5.00 [")
+    # Another seed's widths, or hand-made ones, are settings as any other.
+    swapped = [at(learned[1 - seed], seed=seed) for seed in (0, 1)]
+    assert [row[2] for row in lines([*own, *swapped])] == ["1", "1"]
+    assert [row[1] for row in lines([*own, *swapped])] == [
+        "scratch 0.5, widths=conv1=4,conv2=7",
+        "scratch 0.5, widths=conv1=5,conv2=5",
+    ]
+
+
 def test_every_other_row_of_the_same_task_is_taken_from_each_row_of_the_subject():
     results = [
         *rows("dce", {0: 0.9, 1: 0.9}),
