@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "--widths-of",
         metavar="DIR",
         type=Path,
-        help="run scratch or subset at the widths that another sweep's runs ended with",
+        help="run scratch or subset at the widths that another sweep's runs ended with; in a table "
+        "of both sweeps' results all its seeds are one row",
     )
     parser.add_argument(
         "--widths-by",
