@@ -1,6 +1,7 @@
 """Learned budgets written out literally: the heads of a ranking, one channel longer each."""
 
 import functools
+import math
 
 
 def heads(widths, saliencies, multiple_of=1, min_channels=1):
@@ -36,3 +37,22 @@ def rungs(width, multiple_of, min_channels):
     """The widths that a group of ``width`` channels may be narrowed to."""
     floor = min(min_channels, width)
     return [k for k in range(1, width + 1) if k % multiple_of == 0 and k >= floor]
+
+
+def following(widths, saliencies, found, multiple_of, floor):
+    """The head after the longest one that is ``found``; no group gets less than its floor.
+
+    For rankings of thousands of channels: unlike `heads` it keeps one head at a time.
+    """
+    least = {g: math.ceil(floor * width) for g, width in widths.items()}
+    counts = dict.fromkeys(widths, 0)
+    head = {g: nearest(0, widths[g], multiple_of, least[g]) for g in widths}
+    met = head == found
+    ranked = sorted((-v, i, name) for i, name in enumerate(widths) for v in saliencies[name])
+    for _, _, group in ranked:
+        counts[group] += 1
+        head[group] = nearest(counts[group], widths[group], multiple_of, least[group])
+        if met and head != found:
+            return head
+        met = head == found
+    raise AssertionError("found is no head of the ranking, or the last one")

@@ -16,7 +16,7 @@ from costs import quick, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ranking import heads, rungs
+from ranking import following, heads, rungs
 
 from dce_jax import allocate, networks
 
@@ -108,31 +108,30 @@ def test_the_counted_costs_lead_to_the_same_budget(family, cost):
     assert found == allocate.budget(widths, saliencies, 0.5, expected)
 
 
-SIZES = {"resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "vgg-digits": 8}
-SIZES |= {"lenet5": 28, "lenet-small": 28}
+# Side of an image, and classes, where they are not CIFAR's.
+IMAGES = dict.fromkeys(["resnet18", "resnet50", "mobilenetv2"], (224, 1000))
+IMAGES |= {"vgg-digits": (8, 10), "lenet5": (28, 10), "lenet-small": (28, 10)}
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_published_network_meets_its_target_and_keeps_every_layer(name):
-    module = networks.build(name, num_classes=10)
-    widths, side = dict(module.widths), SIZES.get(name, 32)
+    side, classes = IMAGES.get(name, (32, 10))
+    module = networks.build(name, num_classes=classes)
+    widths = dict(module.widths)
     depth = 1 if side in (8, 28) else 3
     image = jax.ShapeDtypeStruct((2, side, side, depth), jnp.float32)
     rng = np.random.default_rng(len(name))
     # Groups whole decades apart: without a floor the least would go down to one channel.
     saliencies = {g: rng.random(c) * 10.0 ** rng.integers(-3, 3) for g, c in widths.items()}
     for cost, cost_of in quick(module, image).items():
-        for fraction, multiple_of in ((0.5, 1), (0.25, 1), (0.25, 4)):
+        for fraction, multiple_of in ((0.5, 1), (0.25, 4), (0.25, 1)):
             found = allocate.budget(
                 widths, saliencies, fraction, cost_of, multiple_of=multiple_of, floor=0.1
             ).compact
-            target = fraction * cost_of(widths)
-            more = [
-                cost_of({**found, group: min(width, found[group] + multiple_of)})
-                for group, width in widths.items()
-            ]
-            assert cost_of(found) <= target < max(more), (cost, fraction)
+            more = following(widths, saliencies, found, multiple_of, 0.1)
+            assert cost_of(found) <= fraction * cost_of(widths) < cost_of(more), (cost, fraction)
             assert all(found[g] >= math.ceil(0.1 * width) for g, width in widths.items())
+        assert traced(module, image)[cost](found) == cost_of(found)
         alone = allocate.budget(widths, saliencies, 0.1, cost_of).compact
         assert min(alone[group] / width for group, width in widths.items()) < 0.1
 
