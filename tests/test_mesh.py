@@ -9,21 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from costs import quick
 from flax.core import FrozenDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from meshes import check_copies, cut, fused, lowered, mesh_of, over, place
-from nets import batch, bits, mask, same_bits, x64
+from nets import batch, bits, channel_map, mask, same_bits, x64
 from steps import halves, host, setup
 
 from dce_jax import allocate, bandit, channels, forward, networks, saliency, scores, step, training
 from dce_jax import mesh as meshes
+from dce_jax.networks.densenet import densenet_widths
 from dce_jax.networks.stages import group_widths
+from dce_jax.parts import norm_parts
 from experiments.collectives import collectives, is_gradient
 
 NETS = {
     "vgg": networks.VGG((1, 1), FrozenDict({"conv0": 8, "conv1": 16}), 3),
     "resnet": networks.ResNet((1, 1), group_widths((1, 1), (4, 8)), 3),
+    "dense": networks.DenseNet((1, 1), densenet_widths((1, 1), stem=4, growth=6), 3),
 }
 EXAMPLES, DEVICES = 16, 8
 TX = optax.sgd(0.05, momentum=0.9)
@@ -33,9 +37,11 @@ CASES = [("vgg", False), ("resnet", True)]  # each is a compilation or two
 
 def pieces_and_state(name, dtype=jnp.float32, **options):
     """Half of every group's channels, chosen by confidence bounds."""
-    module = NETS[name]
-    options = {"score": UCB, **options}
-    pieces, state = setup(module, halves(module), TX, example=families.EXAMPLE, **options)
+    module, bud = NETS[name], halves(NETS[name])
+    parts = norm_parts(channel_map(module, families.EXAMPLE), bud.compact)
+    signal = saliency.norm_taylor(module.reward_norms(), parts)
+    options = {"score": UCB, **options, "signal": options.get("signal") or signal}
+    pieces, state = setup(module, bud, TX, example=families.EXAMPLE, **options)
     thin = channels.with_widths(module, pieces.budget.compact).clone(dtype=dtype)
     loss = forward.classification_loss(thin)
     return pieces._replace(loss=loss), state._replace(loop=wide(state.loop, dtype))
@@ -79,30 +85,30 @@ def one_device(name, dtype, signal=None):
 
 
 @functools.cache
-def many_devices(name, dtype, sharded, signal=None):
-    """The same on eight devices, with its batches."""
-    mesh = mesh_of(DEVICES)
+def many_devices(name, dtype, sharded, signal=None, devices=DEVICES):
+    """The same on several devices, with its batches."""
+    mesh = mesh_of(devices)
     pieces, state = pieces_and_state(name, dtype, signal=signal, gates=signal is not None)
     data = [cut(mesh, each) for each in images(dtype)]
     run, state = fused(mesh, pieces, state, data[0], sharded=sharded)
     return run, state, data
 
 
-def both(name, steps, dtype, *, sharded, signal=None):
-    """A run on one device and the same run on eight."""
+def both(name, steps, dtype, *, sharded, signal=None, devices=DEVICES):
+    """A run on one device and the same run on several."""
     run, state = one_device(name, dtype, signal)
     one = walk(run, state, images(dtype), steps)
-    run, state, data = many_devices(name, dtype, sharded, signal)
+    run, state, data = many_devices(name, dtype, sharded, signal, devices)
     return one, walk(run, state, data, steps)
 
 
-def check_same_run(one, many, atol):
+def check_same_run(one, many, atol, devices=DEVICES):
     """The same selections at every step, alike on every device, and close arrays at the end."""
     (state, seated), (other, seated_many) = one, many
     for alone, together in zip(seated, seated_many, strict=True):
-        assert check_copies(together, DEVICES) == len(alone)
+        assert check_copies(together, devices) == len(alone)
         same_bits(host(alone), host(together))
-    check_copies(other, DEVICES)
+    check_copies(other, devices)
     ours, theirs = host(state.loop._replace(key=())), host(other.loop._replace(key=()))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.dtype == b.dtype
@@ -117,17 +123,36 @@ def test_in_float64_eight_devices_take_the_steps_of_one(name, sharded):
         one, many = both(name, 200, jnp.float64, sharded=sharded)
         assert jax.tree.leaves(many[0].loop.params)[0].dtype == jnp.float64
         check_same_run(one, many, 1e-9)
-        found = learned(pieces_and_state(name)[0], one[0])
-        assert found == learned(pieces_and_state(name)[0], many[0])
-        assert len({k / found.full[g] for g, k in found.compact.items()}) > 1  # it is not uniform
+        check_same_budgets(name, one[0], many[0])
         run, _, data = many_devices(name, jnp.float64, sharded)
         check_idle_bits(pieces_and_state(name)[0], many[0], run(many[0], data[0])[0])
 
 
-def learned(pieces, state):
-    """The budget that a run would learn of its bandit, half of all channels."""
+# One device decides as it does beside any number of others, whatever network they share.
+@pytest.mark.parametrize(("name", "devices"), [("vgg", 2), ("dense", 4)])
+def test_in_float64_a_few_devices_take_the_steps_of_one(name, devices):
+    with x64(), jax.numpy_dtype_promotion("standard"):
+        one, many = both(name, 60, jnp.float64, sharded=False, devices=devices)
+        check_same_run(one, many, 1e-9, devices)
+        check_same_budgets(name, one[0], many[0])
+
+
+def check_same_budgets(name, one, many):
+    """Two runs learn the same budgets on every scale, for MACs and for parameters: several."""
+    found, other = (learned(name, state) for state in (one, many))
+    assert found == other and len({str(each) for each in found}) > 1
+
+
+def learned(name, state):
+    """The budgets that a run would learn of its bandit: half of what the network costs."""
+    module, example = NETS[name], families.EXAMPLE
+    pieces = pieces_and_state(name)[0]
     means = {g: bandit.arms(state.bandit, g).mean_C for g in pieces.budget.contested}
-    return allocate.budget(pieces.full, allocate.by_mean(means), 0.5, lambda w: sum(w.values()))
+    return [
+        allocate.budget(pieces.full, scale(means), 0.5, cost_of).compact
+        for scale in (allocate.as_they_are, allocate.by_max, allocate.by_l2, allocate.by_mean)
+        for cost_of in quick(module, example).values()
+    ]
 
 
 def check_idle_bits(pieces, before, after):
