@@ -1,5 +1,6 @@
 """Cells of a sweep: one run each, its config, its files, and whether it is done."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ class Cell(NamedTuple):
       seed: of the run.
       widths: that another run ended with, as the config's ``widths``; '' where the budget decides.
       whose: method of that run.
+      label: what tells the run from others of the same cell with other settings.
     """
 
     network: str
@@ -33,6 +35,7 @@ class Cell(NamedTuple):
     seed: int
     widths: str = ""
     whose: str = "dce"
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -40,7 +43,8 @@ class Cell(NamedTuple):
         keep = "" if self.method == "dense" else f"-keep{self.keep:g}"
         by = "" if self.whose == "dce" else f"-by-{self.whose}"
         learned = f"-learned{by}" if self.widths else ""
-        return f"{self.network}-{self.method}{learned}{keep}-seed{self.seed}"
+        label = f"-{self.label}" if self.label else ""
+        return f"{self.network}-{self.method}{learned}{keep}{label}-seed{self.seed}"
 
 
 def grid(
@@ -54,6 +58,20 @@ def grid(
     for network, seed, keep, method in product(networks, seeds, keeps, methods):
         found[Cell(network, method, 1.0 if method == "dense" else keep, seed)] = None
     return list(found)
+
+
+def labelled(cells: Sequence[Cell], label: str) -> list[Cell]:
+    """The same cells under names of their own.
+
+    Raises:
+      ValueError: a label that is no part of a file's name, or reads like another part of it.
+    """
+    if not re.fullmatch(r"[a-z0-9_.]+", label) or label.startswith(("seed", "keep", "learned")):
+        raise ValueError(
+            f"--label {label!r} stands in file names between keep and seed: a word of a-z, 0-9, "
+            "_ and ., not one of seed..., keep... or learned..., such as rescaled"
+        )
+    return [cell._replace(label=label) for cell in cells]
 
 
 def at_learned_widths(cells: Sequence[Cell], learned: Path, whose: str = "dce") -> list[Cell]:
@@ -73,7 +91,7 @@ def at_learned_widths(cells: Sequence[Cell], learned: Path, whose: str = "dce") 
             raise ValueError(
                 f"--widths-of is for scratch and subset, not for {cell.method}: give --methods"
             )
-        path = learned / f"{cell._replace(method=whose).name}.json"
+        path = learned / f"{cell._replace(method=whose, label='').name}.json"
         if not path.exists():
             raise ValueError(f"no result {path} to take widths from: run its sweep first")
         widths = records.read_result(path)["widths"]
@@ -166,5 +184,5 @@ def done(path: Path, expected: ConfigDict) -> bool:
         return False
     stored = records.read_result(path)["config"]
     idle = fields.idle_fields(expected.method, allocation(expected))
-    config.check_same(stored, expected, path, remedy="another --out", ignoring=idle)
+    config.check_same(stored, expected, path, remedy="another --out or --label", ignoring=idle)
     return True

@@ -6,7 +6,9 @@ r"""A sweep: every method, keep, seed and network of a table, one training run e
 Runs what is missing in OUT, one JSON file per run, and goes on where it was stopped: a finished run
 is not run again, a killed one continues from its last checkpoint. Ends with `table.md` (all rows,
 then dce, or else the last method, minus each rival, seed by seed) and `pareto.png`, over everything
-that OUT holds.
+that OUT holds. The same methods with other settings go into the same OUT under a label:
+
+    ... --methods scratch --set init_scale=0.7071 --label rescaled
 """
 
 import argparse
@@ -31,6 +33,8 @@ from experiments.arguments import list_of
 from experiments.cells import Cell
 from experiments.summary import Result
 
+METHODS = ("dense", "slimming", "scratch", "subset", "random", "dce")
+"""What a table of `dce` needs beside it; every other method is asked for by name."""
 TABLE, PICTURE = "table.md", "pareto.png"
 INTERRUPTED = 130
 
@@ -90,6 +94,8 @@ def sweep(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     )
     if arguments.widths_of:
         wanted = cells.at_learned_widths(wanted, arguments.widths_of, arguments.widths_by)
+    if arguments.label is not None:
+        wanted = cells.labelled(wanted, arguments.label)
     todo = missing(wanted, arguments.config, arguments.set, arguments.out)
     say(f"{len(wanted)} cells, {len(todo)} to run")
     if arguments.list:
@@ -130,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         type=list_of(str),
-        default=pooling.METHODS,
-        help=f"default {','.join(pooling.METHODS)}",
+        default=METHODS,
+        help=f"of {','.join(pooling.METHODS)}; default {','.join(METHODS)}",
     )
     parser.add_argument("--keeps", type=list_of(float), default=(0.5,), help="default 0.5")
     parser.add_argument("--seeds", type=list_of(int), default=(0,), help="default 0")
@@ -142,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a config field for every run, such as data_dir=DIR; may be repeated",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="WORD",
+        help="put into the names of these runs, so that OUT can hold others of the same methods, "
+        "keeps and seeds",
     )
     parser.add_argument(
         "--widths-of",

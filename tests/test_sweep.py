@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import report_fixture as fixture
 
-from experiments import cells, config, paired, pairs, pareto, sweep, workers
+from experiments import cells, config, paired, pairs, pareto, records, sweep, workers
 from experiments.cells import Cell
 from experiments.configs import digits
 
@@ -92,6 +93,12 @@ def test_rivals_train_at_the_widths_that_a_pruned_network_has(tmp_path):
             ["--widths-of", "nowhere", "--methods", "scratch"],
             "no result nowhere/vgg-digits-dce-keep0.5-seed0.json to take widths from",
         ),
+        (
+            ["--label", "keep2"],
+            "--label 'keep2' stands in file names between keep and seed: a word",
+        ),
+        (["--label", "a/b"], "--label 'a/b' stands in file names"),
+        (["--label", ""], "--label '' stands in file names"),
         (["--workers", "0"], "workers is 0: at least one must run"),
         (["--config", "nowhere.py"], "No such file.*nowhere.py"),
     ],
@@ -116,9 +123,29 @@ def test_stored_results_are_not_run_again_and_those_of_other_configs_refused(tmp
     assert sweep.missing([DCE, SCRATCH], CONFIG, [], tmp_path) == [SCRATCH]
     (tmp_path / f"{SCRATCH.name}.json").write_text(json.dumps(stored(SCRATCH, epochs=3.0)))
     with pytest.raises(
-        ValueError, match=r"(?s)scratch.*epochs: 3.0 there, 20.0 now.*another --out"
+        ValueError, match=r"(?s)scratch.*epochs: 3.0 there, 20.0 now.*another --out or --label"
     ):
         sweep.missing([DCE, SCRATCH], CONFIG, [], tmp_path)
+
+
+def test_the_same_cells_with_other_settings_lie_beside_them_under_a_label(tmp_path):
+    (rescaled,) = cells.labelled([SCRATCH], "rescaled")
+    assert rescaled.name == "vgg-digits-scratch-keep0.5-rescaled-seed0"
+    (tmp_path / f"{SCRATCH.name}.json").write_text(json.dumps(stored(SCRATCH)))
+    changes = ["init_scale=0.7071"]
+    assert sweep.missing([rescaled], CONFIG, changes, tmp_path) == [rescaled]
+    made = stored(SCRATCH, init_scale=0.7071)
+    (tmp_path / f"{rescaled.name}.json").write_text(json.dumps(made))
+    assert sweep.missing([rescaled], CONFIG, changes, tmp_path) == []
+    assert sweep.missing([SCRATCH], CONFIG, [], tmp_path) == []
+
+
+def test_the_default_methods_are_those_of_the_main_table(tmp_path, capsys):
+    base = ["--config", str(CONFIG), "--out", str(tmp_path), "--set", "dataset=digits"]
+    assert sweep.main([*base, "--label", "again", "--list"]) == 0
+    names = capsys.readouterr().out.split("\n", 1)[1].split()
+    assert [name.split("-")[2] for name in names] == list(sweep.METHODS)
+    assert all("-again-seed0" in name for name in names)
 
 
 def test_a_stored_result_may_differ_in_what_its_method_never_reads(tmp_path):
@@ -177,22 +204,54 @@ def test_workers_share_out_the_cores(monkeypatch):
     assert workers.lanes(2) == [set(), set()]
 
 
-def test_a_sweep_runs_what_is_missing_and_ends_with_table_and_picture(tmp_path, capsys):
+def small_sweep(tmp_path, *words):
+    """Arguments of a sweep of the digits whose steps are cheap, and where its results lie."""
     out, runs = tmp_path / "out", tmp_path / "runs"
     arguments = [
         *("--config", str(CONFIG), "--out", str(out), "--runs", str(runs)),
-        *("--methods", "scratch", "--keeps", "0.5", "--seeds", "0"),
-        *("--set", "steps=3", "--set", "width=0.1", "--set", "batch_size=8"),
+        *("--set", "width=0.1", "--set", "batch_size=8", *words),
     ]
+    return arguments, out, runs
+
+
+def test_a_sweep_runs_what_is_missing_and_ends_with_table_and_picture(tmp_path, capsys):
+    grid = ["--methods", "scratch", "--keeps", "0.25,0.5", "--seeds", "0"]
+    arguments, out, _ = small_sweep(tmp_path, *grid, "--set", "steps=3")
     assert sweep.main([*arguments, "--list"]) == 0
-    assert capsys.readouterr().out == "1 cells, 1 to run\nvgg-digits-scratch-keep0.5-seed0\n"
+    names = [f"vgg-digits-scratch-keep{keep}-seed0" for keep in (0.25, 0.5)]
+    assert capsys.readouterr().out == "\n".join(["2 cells, 2 to run", *names, ""])
+    assert sweep.main([*arguments, "--keeps", "0.5"]) == 0
+    first = (out / f"{names[1]}.json").stat().st_mtime_ns
+    capsys.readouterr()
     assert sweep.main(arguments) == 0
-    assert (out / "vgg-digits-scratch-keep0.5-seed0.json").exists()
-    assert "| scratch |" in (out / sweep.TABLE).read_text()
+    assert "2 cells, 1 to run" in capsys.readouterr().out
+    assert sorted(path.stem for path in out.glob("*.json")) == names
+    assert (out / f"{names[1]}.json").stat().st_mtime_ns == first
+    assert (out / sweep.TABLE).read_text().count("| scratch |") == 2
     assert (out / sweep.PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert "1 cells, 1 to run" in capsys.readouterr().out
     assert sweep.main(arguments) == 0
-    assert "1 cells, 0 to run" in capsys.readouterr().out
+    assert "2 cells, 0 to run" in capsys.readouterr().out
+
+
+@pytest.mark.one_set
+def test_an_interrupted_sweep_goes_on_from_its_runs_checkpoint(tmp_path):
+    long = ["--set", "steps=300", "--set", "block=10", "--set", "checkpoint_blocks=1"]
+    arguments, out, runs = small_sweep(tmp_path, "--methods", "scratch", *long)
+    command = [sys.executable, "-m", "experiments.sweep", *arguments]
+    workdir = runs / SCRATCH.name
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        while first.poll() is None and not list(workdir.glob("checkpoints/[0-9]*")):
+            time.sleep(0.05)
+        first.send_signal(signal.SIGINT)
+        said, _ = first.communicate(timeout=120)
+    assert first.returncode == sweep.INTERRUPTED and "the same command goes on" in said
+    assert not list(out.glob("*.json"))
+    assert sweep.main(arguments) == 0
+    log = (runs / f"{SCRATCH.name}.log").read_text()
+    assert re.search(r"going on after step [1-9]\d* of 300", log), log
+    steps = [each["step"] for each in records.read_lines(workdir / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[-1] == 300
+    assert json.loads((out / f"{SCRATCH.name}.json").read_text())["steps"] == 300
 
 
 def test_a_failing_run_is_named_with_its_log(tmp_path, capsys, monkeypatch):
