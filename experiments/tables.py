@@ -15,7 +15,8 @@ networks' steps in PyTorch and what whole workflows take (`experiments.benchmark
 `signals:` how well signals tell what channels are worth (`experiments.signals --study`), `dead:`
 what removing units costs, plainly and with their means folded (`experiments.dead`), `runtime:`
 systems that decide per input at equal work (`experiments.runtime`), `latency:` how long they take
-(`experiments.latency`), `settling:` when selections stop moving (`experiments.settling`).
+(`experiments.latency`), `settling:` when selections stop moving (`experiments.settling`),
+`recalibration:` what images a compact model's statistics are of (`experiments.recalibration`).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from experiments import (
     paired,
     peer_tables,
     pooling,
+    recalibration,
     records,
     redundancy,
     runtime_tables,
@@ -180,6 +182,7 @@ KINDS: dict[str, markers.Maker] = {
     "runtime": runtime_tables.tables,
     "latency": latency_tables.tables,
     "settling": settling.tables,
+    "recalibration": recalibration.tables,
 }
 """Kind of a marker -> what it makes of its paths."""
 
