@@ -1,6 +1,10 @@
 """CIFAR-10, a VGG small enough for a CPU (32-32-64-64-128-128), 15 epochs.
 
 `python -m experiments.train --config experiments/configs/cifar10_small.py --config.data_dir DIR`
+
+About 20 minutes on one core of a CPU, dense 45. Measured on the test split: 84.45 per cent (`dce`
+at half of the channels, five seeds, spread 0.19), 84.69 (`scratch`), 88.8 (dense, two seeds):
+README.
 """
 
 from ml_collections import ConfigDict

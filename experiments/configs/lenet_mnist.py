@@ -1,6 +1,9 @@
 """LeNet-5 (20-50-500, no norms) on MNIST, 10 epochs, with rewards read off its gates.
 
 `python -m experiments.train --config experiments/configs/lenet_mnist.py --config.data_dir DIR`
+
+Ten minutes on one core of a CPU. Measured on the test split: 99.37 per cent (dense, three seeds,
+spread 0.05; docs/pruning.md).
 """
 
 from ml_collections import ConfigDict
