@@ -27,6 +27,7 @@ TINY = {
     "vgg": networks.VGG((2, 1), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 9}), 3),
     "padding": networks.ResNet((2, 1), group_widths((2, 1), (4, 8)), 3, shortcut="padding"),
     "projection": networks.ResNet((2, 1), group_widths((2, 1), (4, 6)), 3),
+    "large": networks.ResNet((1, 1), group_widths((1, 1), (4, 6)), 3, large=True),
     "bottleneck": networks.ResNet(
         (1, 1),
         group_widths((1, 1), (2, 3), bottleneck=True, stem=5),
@@ -62,7 +63,7 @@ def image(size, examples=1):
 
 
 def example(family):
-    return LARGE if family == "bottleneck" else EXAMPLE
+    return LARGE if getattr(TINY[family], "large", False) else EXAMPLE
 
 
 def data(family, seed=0, size=4):
