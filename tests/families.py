@@ -172,6 +172,15 @@ def random_budget(family, seed):
             return found
 
 
+def random_selection(bud, seed):
+    """Sorted, distinct channels of every group that is not whole."""
+    draw, sizes = np.random.default_rng(seed), bud.compact
+    return {
+        g: np.sort(draw.permutation(bud.full[g])[: sizes[g]]).astype(np.int32)
+        for g in bud.contested
+    }
+
+
 def check_budget(family, bud):
     """One selection, one step: what comes out of the slab, and what stayed outside."""
     pieces, state = pieces_and_state(family, bud)
