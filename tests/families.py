@@ -181,18 +181,27 @@ def random_selection(bud, seed):
     }
 
 
-def check_budget(family, bud):
-    """One selection, one step: what comes out of the slab, and what stayed outside."""
+def check_budget(family, bud, selections=6):
+    """Random selections, a step each: what comes out of the slab, and what stayed outside.
+
+    All but the first meet moments and statistics that others have moved.
+    """
     pieces, state = pieces_and_state(family, bud)
+    unplayed, seen = state.bandit, set()
 
     @quick_jit
     def run(state, images):
-        inside, _ = step.observe(pieces, step.enter(pieces, state), images)
-        return inside, step.leave(pieces, state, inside)[0]
+        inside, metrics = step.observe(pieces, step.enter(pieces, state), images)
+        return inside, step.leave(pieces, state, inside)[0], metrics["loss"]
 
-    inside, after = run(state, data(family))
-    check_parts(pieces, bud, *map(host, (state, inside, after)))
-    check_compact(family, bud, inside, after)
+    for i in range(selections):
+        inside, after, loss = run(state._replace(bandit=unplayed), data(family, i))
+        assert np.isfinite(loss)
+        check_parts(pieces, bud, *map(host, (state, inside, after)))
+        check_compact(family, bud, inside, after)
+        seen.add(str(host(inside.selection)))
+        state = after
+    assert len(seen) > selections // 2
 
 
 def check_compact(family, bud, inside, after):
