@@ -27,6 +27,7 @@ TINY = {
     "vgg": networks.VGG((2, 1), FrozenDict({"conv0": 4, "conv1": 6, "conv2": 9}), 3),
     "padding": networks.ResNet((2, 1), group_widths((2, 1), (4, 8)), 3, shortcut="padding"),
     "projection": networks.ResNet((2, 1), group_widths((2, 1), (4, 6)), 3),
+    "large": networks.ResNet((1, 1), group_widths((1, 1), (4, 6)), 3, large=True),
     "bottleneck": networks.ResNet(
         (1, 1),
         group_widths((1, 1), (2, 3), bottleneck=True, stem=5),
@@ -62,7 +63,7 @@ def image(size, examples=1):
 
 
 def example(family):
-    return LARGE if family == "bottleneck" else EXAMPLE
+    return LARGE if getattr(TINY[family], "large", False) else EXAMPLE
 
 
 def data(family, seed=0, size=4):
@@ -171,18 +172,36 @@ def random_budget(family, seed):
             return found
 
 
-def check_budget(family, bud):
-    """One selection, one step: what comes out of the slab, and what stayed outside."""
+def random_selection(bud, seed):
+    """Sorted, distinct channels of every group that is not whole."""
+    draw, sizes = np.random.default_rng(seed), bud.compact
+    return {
+        g: np.sort(draw.permutation(bud.full[g])[: sizes[g]]).astype(np.int32)
+        for g in bud.contested
+    }
+
+
+def check_budget(family, bud, selections=6):
+    """Random selections, a step each: what comes out of the slab, and what stayed outside.
+
+    All but the first meet moments and statistics that others have moved.
+    """
     pieces, state = pieces_and_state(family, bud)
+    unplayed, seen = state.bandit, set()
 
     @quick_jit
     def run(state, images):
-        inside, _ = step.observe(pieces, step.enter(pieces, state), images)
-        return inside, step.leave(pieces, state, inside)[0]
+        inside, metrics = step.observe(pieces, step.enter(pieces, state), images)
+        return inside, step.leave(pieces, state, inside)[0], metrics["loss"]
 
-    inside, after = run(state, data(family))
-    check_parts(pieces, bud, *map(host, (state, inside, after)))
-    check_compact(family, bud, inside, after)
+    for i in range(selections):
+        inside, after, loss = run(state._replace(bandit=unplayed), data(family, i))
+        assert np.isfinite(loss)
+        check_parts(pieces, bud, *map(host, (state, inside, after)))
+        check_compact(family, bud, inside, after)
+        seen.add(str(host(inside.selection)))
+        state = after
+    assert len(seen) > selections // 2
 
 
 def check_compact(family, bud, inside, after):

@@ -21,8 +21,9 @@ def test_the_compact_model_is_the_slab_and_unselected_bits_stay(family, examples
     check_random_budgets(family, examples)
 
 
-def test_norms_carry_the_rewards_of_every_group():
-    check_rewards("dense-bc")
+@pytest.mark.parametrize("family", ["dense", "dense-bc"])
+def test_norms_carry_the_rewards_of_every_group(family):
+    check_rewards(family)
 
 
 def test_concatenations_are_sequences_of_groups_with_offsets():

@@ -7,17 +7,17 @@ from nets import channel_map
 from dce_jax import channels
 
 
-@pytest.mark.parametrize("family", ["projection", "bottleneck"])
+@pytest.mark.parametrize("family", ["projection", "large", "bottleneck"])
 def test_the_full_budget_is_the_dense_optax_step(family):
     check_full_budget(family)
 
 
-@pytest.mark.parametrize("family", ["projection", "bottleneck"])
+@pytest.mark.parametrize("family", ["projection", "large", "bottleneck"])
 def test_the_compact_model_is_the_slab_and_unselected_bits_stay(family):
     check_random_budgets(family)
 
 
-@pytest.mark.parametrize("family", ["projection", "bottleneck"])
+@pytest.mark.parametrize("family", ["projection", "large", "bottleneck"])
 def test_norms_carry_the_rewards_of_every_group(family):
     check_rewards(family)
 
