@@ -121,6 +121,7 @@ def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
     assert found["train_macs"] == spent + 16 * found["macs_compact"]
     assert set(found["compilations"].values()) == {1}
     different = {str(plan["widths"]) for plan in found["plans"][:2]}
+    assert len(different) == 2
     observed = [name for name in found["compilations"] if name.startswith("observe")]
     assert len(observed) == len(different)
     last = runs.lines(workdir / "channels.jsonl")[-1]

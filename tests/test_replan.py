@@ -1,0 +1,85 @@
+"""A re-plan by itself: it changes the budget, and nothing that training and bandit know is lost."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+from nets import same_bits
+from steps import host
+from test_plans import GLOBAL, built
+
+from experiments import blocks, train
+from experiments.programs import Programs
+
+pytestmark = pytest.mark.one_set
+
+CATCH_UP = {"optimizer": "adamw", "idle": "catch_up"}
+COMMIT_AT_ONCE = {"plans": 1, "commit": 0.3}  # the first plan, after the same 6 steps, is the last
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    # Optax's Adam raises a float to the power of its int32 count.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def explored(run, programs, state, done, until):
+    while done < until:
+        end = blocks.block_end(run, done)
+        state, _ = blocks.run_block(run, programs, state, done, end)
+        done = end
+    return state
+
+
+def around_a_plan(lab, **changes):
+    """Copies of a run's state before and after its first plan."""
+    run, programs = built(lab, **changes), Programs()
+    state = explored(run, programs, blocks.start(run), 0, 6)
+    before = host(state.dce)
+    later, state = blocks.replan(run, programs, state, 6)
+    assert later.budget != run.budget
+    return before, host(state.dce)
+
+
+def nothing_is_zero(dce):
+    """Whether moments, statistics and bandit would all be missed."""
+    held = (dce.loop.opt_state, dce.loop.model_state, dce.bandit, dce.last)
+    return all(np.any(leaf) for leaf in jax.tree.leaves(held))
+
+
+@pytest.mark.parametrize("changes", [{}, CATCH_UP, {**CATCH_UP, "scoring": 1}], ids=str)
+def test_a_plan_carries_every_bit_of_the_state_over(lab, changes):
+    before, after = around_a_plan(lab, **changes)
+    assert nothing_is_zero(before) and (before.last is not None) == ("idle" in changes)
+    same_bits(after, before)
+
+
+def test_a_scored_plan_at_the_commit_replaces_what_the_bandit_thinks_of_channels_alone(lab):
+    before, after = around_a_plan(lab, **CATCH_UP, **COMMIT_AT_ONCE, scoring=1)
+    replaced = {"plays": after.bandit.plays, "sums": after.bandit.sums}
+    same_bits(after, before._replace(bandit=before.bandit._replace(**replaced)))
+    assert all(not np.array_equal(before.bandit.sums[g], v) for g, v in replaced["sums"].items())
+
+
+def test_a_plan_at_the_commit_carries_every_bit_over_where_nothing_scores(lab):
+    before, after = around_a_plan(lab, **COMMIT_AT_ONCE)
+    same_bits(after, before)
+
+
+def test_in_the_main_job_a_block_begins_with_what_the_last_one_ended_with(
+    lab, tmp_path, monkeypatch
+):
+    began, ended, budgets, one = [], [], [], blocks.run_block
+
+    def spy(run, programs, state, done, end):
+        began.append(host(state.dce))
+        budgets.append(run.budget)
+        state, metrics = one(run, programs, state, done, end)
+        ended.append(host(state.dce))
+        return state, metrics
+
+    monkeypatch.setattr(blocks, "run_block", spy)
+    assert train.train(runs.settings(lab.images, **GLOBAL, stop_after=8), tmp_path / "w") is None
+    assert budgets[0] == budgets[1] != budgets[2]  # blocks of steps 1 to 4, to 6 and to 8
+    same_bits(began[1:], ended[:-1])
