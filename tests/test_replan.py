@@ -1,14 +1,20 @@
 """A re-plan by itself: it changes the budget, and nothing that training and bandit know is lost."""
 
+import zlib
+
 import jax
 import numpy as np
 import pytest
 import runs
 from nets import same_bits
 from steps import host
-from test_plans import GLOBAL, built
+from test_plans import GLOBAL, built, known
+from test_step_programs import COMPILED
 
-from experiments import blocks, train
+from dce_jax import budget
+from dce_jax.step import DceState
+from experiments import blocks, plans, processes, train
+from experiments.blocks import Exploring
 from experiments.programs import Programs
 
 pytestmark = pytest.mark.one_set
@@ -83,3 +89,51 @@ def test_in_the_main_job_a_block_begins_with_what_the_last_one_ended_with(
     assert train.train(runs.settings(lab.images, **GLOBAL, stop_after=8), tmp_path / "w") is None
     assert budgets[0] == budgets[1] != budgets[2]  # blocks of steps 1 to 4, to 6 and to 8
     same_bits(began[1:], ended[:-1])
+
+
+def test_a_budget_that_comes_again_compiles_nothing(lab, monkeypatch):
+    run, programs, started = built(lab, plans=3), Programs(), len(COMPILED)
+    other = budget.from_widths(runs.FULL, {"conv0": 1, "conv1": 6})
+    learned = iter((other, run.budget))
+    monkeypatch.setattr(plans, "learned", lambda *_: next(learned))
+    state = explored(run, programs, blocks.start(run), 0, 4)
+    there, state = blocks.replan(run, programs, state, 4)
+    state = explored(there, programs, state, 4, 8)
+    counts, compiled = dict(programs.counts), len(COMPILED)
+    assert len(counts) == 6 <= compiled - started  # enter, observe and leave, at two budgets
+    back, state = blocks.replan(there, programs, state, 8)
+    explored(back, programs, state, 8, 12)
+    assert there.budget == other and back.budget == run.budget
+    assert programs.counts == counts and len(COMPILED) == compiled
+
+
+# Several processes.
+
+ALIKE = {"conv0": np.ones(4), "conv1": np.ones(6)}
+LOPSIDED = {"conv0": np.arange(4), "conv1": np.ones(6)}
+
+
+def replanned(run, means):
+    state = Exploring(DceState(None, known(run, means), None))
+    return blocks.replan(run, Programs(), state, 6)[0].budget
+
+
+def test_processes_compare_the_budgets_that_they_learned(lab, monkeypatch):
+    run, asked = built(lab), []
+    monkeypatch.setattr(processes, "check_same", lambda *given: asked.append(given[1]))
+    twice = {group: 2 * values for group, values in ALIKE.items()}
+    one, other, again = (replanned(run, means) for means in (ALIKE, LOPSIDED, twice))
+    assert one == again != other
+    assert asked[0] == asked[2] != asked[1]
+    # A number that no process draws for itself, as `hash` does.
+    assert asked == [zlib.crc32(repr(b).encode()) % 2**31 for b in (one, other, again)]
+
+
+def test_a_process_that_learned_another_budget_is_refused(lab, monkeypatch):
+    run = built(lab)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gathered = "process_allgather"
+    monkeypatch.setattr(processes.multihost_utils, gathered, lambda value: np.array([value, 7]))
+    message = r"checksum of the budget learned after step 6 is \[\d+, 7\] .* compute differently"
+    with pytest.raises(ValueError, match=message):
+        replanned(run, ALIKE)
