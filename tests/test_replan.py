@@ -11,9 +11,11 @@ from steps import host
 from test_plans import GLOBAL, built, known
 from test_step_programs import COMPILED
 
-from dce_jax import budget
+from dce_jax import budget, networks
+from dce_jax.networks import DenseNet
+from dce_jax.networks.densenet import densenet_widths
 from dce_jax.step import DceState
-from experiments import blocks, plans, processes, train
+from experiments import blocks, plans, processes, session, train
 from experiments.blocks import Exploring
 from experiments.programs import Programs
 
@@ -105,6 +107,27 @@ def test_a_budget_that_comes_again_compiles_nothing(lab, monkeypatch):
     explored(back, programs, state, 8, 12)
     assert there.budget == other and back.budget == run.budget
     assert programs.counts == counts and len(COMPILED) == compiled
+
+
+def dense(*, num_classes, **options):
+    """Norms over concatenations, whose parts lie where the budget puts them."""
+    return DenseNet((2,), densenet_widths((2,), stem=4, growth=4), num_classes=num_classes)
+
+
+def test_a_stopped_densenet_goes_on_at_its_new_budget_identically(lab, monkeypatch, tmp_path):
+    monkeypatch.setitem(networks.NETWORKS, "dense", dense)
+    changes = {**GLOBAL, "network": "dense", "select_every": 1}
+    other = {"stem": 1, "block0_layer0": 3, "block0_layer1": 2}
+    run, programs = built(lab, **changes), Programs()
+    learned = budget.from_widths(run.budget.full, other)
+    monkeypatch.setattr(plans, "learned", lambda *_: learned)
+    assert train.train(runs.settings(lab.images, **changes, stop_after=7), tmp_path / "w") is None
+    again, state, done = session.resume(run, Programs(), tmp_path / "w", print)
+    found = explored(again, Programs(), state, done, 10)
+    state = explored(run, programs, blocks.start(run), 0, 6)
+    later, state = blocks.replan(run, programs, state, 6)
+    assert again.budget == later.budget == learned != run.budget and done == 8
+    same_bits(host(found.dce), host(explored(later, programs, state, 6, 10).dce))
 
 
 # Several processes.
