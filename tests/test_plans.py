@@ -160,7 +160,8 @@ def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
 
 @pytest.mark.parametrize("stop", [6, 7, 12])
 def test_a_stopped_run_goes_on_across_its_plans_identically(lab, tmp_path, stop):
-    _, workdir = lab.run(**GLOBAL)
+    found, workdir = lab.run(**GLOBAL)
+    assert found["plans"][0]["widths"] != found["plans"][1]["widths"]
     config = runs.settings(lab.images, **GLOBAL, stop_after=stop)
     assert train.train(config, tmp_path / "w") is None
     assert train.train(config, tmp_path / "w")["steps"] == 20
