@@ -148,15 +148,22 @@ def timeless(value):
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def arrays_of(workdir: Path) -> dict[str, bytes]:
+def arrays_of(workdir: Path) -> dict[str, tuple]:
     """Every array of the last checkpoint and of both compact models, with shape and type."""
-    from orbax.checkpoint import v1 as ocp
     from safetensors.numpy import load_file
 
-    found = {}
+    found = checkpointed(workdir)
     for name in ("compact", "compact_raw"):
         for leaf, value in load_file(workdir / name / "weights.safetensors").items():
             found[f"{name}/{leaf}"] = (value.shape, value.dtype, value.tobytes())
+    return found
+
+
+def checkpointed(workdir: Path) -> dict[str, tuple]:
+    """Every array of the last checkpoint, with shape and type."""
+    from orbax.checkpoint import v1 as ocp
+
+    found = {}
     last = max(int(p.stem) for p in (workdir / "checkpoints").glob("*.json"))
     for leaf, value in ocp.load((workdir / "checkpoints" / str(last)).absolute()).items():
         value = np.asarray(value)

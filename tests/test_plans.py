@@ -1,16 +1,21 @@
 """Learned budgets in the main job: when they are planned, what carries over, exact resume."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from flax.core import FrozenDict
 
-from dce_jax import allocate, bandit, budget
+from dce_jax import allocate, bandit, budget, networks
+from dce_jax.networks import VGG
 from experiments import blocks, budgeting, plans, train
 
 pytestmark = pytest.mark.one_set
 
+WIDE = {"conv0": 32, "conv1": 32}
 GLOBAL = {
     "method": "dce",
     "allocation": "global",
@@ -96,6 +101,31 @@ def test_no_layer_falls_below_its_floor(lab):
         assert plans.learned(run, worthless, run.commit_step).compact["conv0"] == least
 
 
+def wide(*, num_classes, **options):
+    """Two groups of 32."""
+    return VGG(depths=(1, 1), widths=FrozenDict(WIDE), num_classes=num_classes)
+
+
+def learned_wide(lab, monkeypatch, **changes):
+    """What a run learns whose first layer is worthless."""
+    monkeypatch.setitem(networks.NETWORKS, "wide", wide)
+    run = built(lab, network="wide", **changes)
+    worthless = {"conv0": np.zeros(32), "conv1": np.ones(32)}
+    return plans.learned(run, worthless, run.commit_step).compact
+
+
+def test_by_default_a_worthless_layer_keeps_a_tenth_of_its_channels(lab, monkeypatch):
+    for changes, least in (({}, math.ceil(0.1 * 32)), ({"floor": 0.0}, 1)):
+        found = learned_wide(lab, monkeypatch, keep=0.2, **changes)
+        assert found["conv0"] == least < found["conv1"]
+
+
+def test_a_plan_keeps_to_multiples(lab, monkeypatch):
+    for multiple, least in ((1, 12), (8, 8)):
+        found = learned_wide(lab, monkeypatch, keep=0.6, multiple_of=multiple)
+        assert found == {"conv0": least, "conv1": 32}
+
+
 def test_until_the_commit_a_plan_costs_what_exploring_does(lab):
     run = built(lab, explore_keep=0.75)
     count, alike = plans.cost_of(run), {"conv0": np.ones(4), "conv1": np.ones(6)}
@@ -121,6 +151,7 @@ def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
     assert found["train_macs"] == spent + 16 * found["macs_compact"]
     assert set(found["compilations"].values()) == {1}
     different = {str(plan["widths"]) for plan in found["plans"][:2]}
+    assert len(different) == 2
     observed = [name for name in found["compilations"] if name.startswith("observe")]
     assert len(observed) == len(different)
     last = runs.lines(workdir / "channels.jsonl")[-1]
@@ -129,7 +160,8 @@ def test_a_run_learns_its_budget_and_compiles_once_for_each(lab):
 
 @pytest.mark.parametrize("stop", [6, 7, 12])
 def test_a_stopped_run_goes_on_across_its_plans_identically(lab, tmp_path, stop):
-    _, workdir = lab.run(**GLOBAL)
+    found, workdir = lab.run(**GLOBAL)
+    assert found["plans"][0]["widths"] != found["plans"][1]["widths"]
     config = runs.settings(lab.images, **GLOBAL, stop_after=stop)
     assert train.train(config, tmp_path / "w") is None
     assert train.train(config, tmp_path / "w")["steps"] == 20

@@ -54,6 +54,8 @@ for line in sys.stdin:
 HERE = Path(__file__).parent
 BLOCK, COMMIT, STEPS, KILLS = 5, 50, 130, 10
 CHANGES = {"steps": STEPS, "commit": 0.4, "select_every": BLOCK, "block": BLOCK}
+PLANNED = {"allocation": "global", "plans": 3, "steps": 20, "commit": 0.9}
+PLANNED |= {"select_every": 2, "block": 2}  # plans after 6, 12 and 18 steps
 PLAIN = {"jax_disable_most_optimizations": True}
 
 
@@ -81,9 +83,9 @@ def place(tmp_path_factory):
         server.stdin.close()
 
 
-def start(place, workdir, *, dawdle=None, **options):
+def start(place, workdir, *, dawdle=None, asked=CHANGES, **options):
     """Starts the main job in a process of its own, slow after a step if asked; returns its id."""
-    changes = {**CHANGES, "name": "tiny", "network": "tiny", "dataset": str(place.images)}
+    changes = {**asked, "name": "tiny", "network": "tiny", "dataset": str(place.images)}
     changes |= {"batch_size": 8, "checkpoint_blocks": 1, "recalibration_examples": 16}
     words = [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in changes.items())]
     request = [words, str(workdir) + ".log", {**PLAIN, **options}, dawdle]
@@ -155,6 +157,27 @@ def test_ten_kills_at_random_moments_change_nothing(place, undisturbed):
     boundaries = [line["step"] for line in runs.lines(workdir / "metrics.jsonl")]
     assert boundaries == list(range(BLOCK, STEPS + 1, BLOCK))
     assert log_of(workdir).count("going on after step") >= KILLS - 2
+
+
+def test_a_kill_between_learned_budgets_changes_nothing(place):
+    alone, workdir, until = (
+        place.root / "planned",
+        place.root / "planned_killed",
+        {"stop_after": 12},
+    )
+    start(place, alone, asked=PLANNED | until, **cache(place))
+    assert exit_code(place) == 130, log_of(alone)
+    pid = start(place, workdir, dawdle=8, asked=PLANNED, **cache(place))
+    wait_for(workdir, 8)
+    os.kill(pid, signal.SIGKILL)
+    assert exit_code(place) == -signal.SIGKILL, log_of(workdir)
+    start(place, workdir, asked=PLANNED | until, **cache(place))
+    assert exit_code(place) == 130, log_of(workdir)
+    assert "going on after step" in log_of(workdir)
+    assert runs.checkpointed(workdir) == runs.checkpointed(alone)
+    one, other = (json.loads((w / "checkpoints" / "12.json").read_text()) for w in (workdir, alone))
+    assert one["plans"] == other["plans"] and [plan["step"] for plan in one["plans"]] == [0, 6, 12]
+    assert one["plans"][0]["widths"] != one["plans"][1]["widths"]
 
 
 def test_interrupts_save_the_block_and_change_nothing(place, undisturbed):
