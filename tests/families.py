@@ -63,7 +63,7 @@ def image(size, examples=1):
 
 
 def example(family):
-    return LARGE if getattr(TINY[family], "large", False) else EXAMPLE
+    return LARGE if getattr(TINY.get(family), "large", False) else EXAMPLE
 
 
 def data(family, seed=0, size=4):
