@@ -37,6 +37,9 @@ _COSTS = (
 
 _NEAR = 0.02  # costs that differ by less are drawn side by side
 _BESIDE = 30  # letters of a label beside the panels; longer ones would squeeze them
+_STEP = 5.0  # points from one line to the next that is drawn beside it
+_ROOM = 4.0  # points that a marker needs on either side
+_PANEL = 200.0  # points; every panel is at least as wide
 
 
 def pareto(results: Sequence[Result]) -> Figure:
@@ -65,11 +68,11 @@ def pareto(results: Sequence[Result]) -> Figure:
     for axes, (cost, label) in zip(panels, _COSTS, strict=True):
         places = _beside(lines, cost)
         for line, look, place in zip(lines, looks, places, strict=True):
-            shift = ScaledTranslation(5 / 72 * place, 0, figure.dpi_scale_trans)
+            shift = ScaledTranslation(_STEP / 72 * place, 0, figure.dpi_scale_trans)
             _draw(axes, line, cost, look=look, several=several, shift=shift)
         told = "\n(equal costs are drawn side by side)" if any(places) else ""
         style(axes).set_xlabel(label + told, fontsize=10)
-        axes.set_xlim(0, 1.08 * max(run[cost] for run in results))
+        axes.set_xlim(_limits(lines, places, cost))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     # Shifted lines are none that matplotlib would scale the axes by.
     bounds = [bound for runs in pooling.group(results) for bound in _bounds(runs)]
@@ -140,6 +143,21 @@ def _beside(lines: Sequence[Line], cost: str) -> list[float]:
         near = [place for place, theirs in enumerate(costs) if meet(mine, theirs)]
         found.append(near.index(own) - (len(near) - 1) / 2)
     return found
+
+
+def _limits(lines: Sequence[Line], places: Sequence[float], cost: str) -> tuple[float, float]:
+    """Limits from 0 to the largest cost, widened where a line that moved aside would leave them."""
+    marks = [
+        (_mean(runs, cost), _STEP * place)
+        for line, place in zip(lines, places, strict=True)
+        for runs in line.groups
+    ]
+    high = max(max(1.08 * at, at / (1 - (_ROOM + aside) / _PANEL)) for at, aside in marks)
+    low = min(
+        (at - (_ROOM - aside) / _PANEL * high) / (1 - (_ROOM - aside) / _PANEL)
+        for at, aside in marks
+    )
+    return min(0.0, low), high
 
 
 def _mean(runs: Sequence[Result], cost: str) -> float:

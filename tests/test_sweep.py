@@ -316,6 +316,19 @@ def test_only_what_costs_alike_moves_aside():
     assert "\n" not in alone.get_xlabel()
 
 
+@pytest.mark.parametrize("dearest", [100_000, 3_000_000])
+def test_what_moves_aside_stays_inside_the_picture(dearest):
+    methods = ["slimming", "scratch", "subset", "random", "l1", "taylor", "fisher", "dce"]
+    results = [fixture.result(method=method, macs_compact=100_000) for method in methods]
+    drawn = pareto.pareto([*results, fixture.result(method="dense", macs_compact=dearest)])
+    drawn.canvas.draw()
+    panel = drawn.axes[0]
+    frame = panel.get_window_extent()
+    for mark in (container.lines[0] for container in panel.containers):
+        ((at, _),) = mark.get_transform().transform(mark.get_xydata())
+        assert frame.x0 < at < frame.x1, mark
+
+
 def test_lines_of_one_method_are_told_apart_by_settings_other_than_the_budget():
     def run(keep, **settings):
         own = {"method": "dce", "seed": 0, "macs": keep, "epochs": 10 / keep, **settings}
