@@ -152,12 +152,14 @@ def _limits(lines: Sequence[Line], places: Sequence[float], cost: str) -> tuple[
         for line, place in zip(lines, places, strict=True)
         for runs in line.groups
     ]
-    high = max(max(1.08 * at, at / (1 - (_ROOM + aside) / _PANEL)) for at, aside in marks)
-    low = min(
-        (at - (_ROOM - aside) / _PANEL * high) / (1 - (_ROOM - aside) / _PANEL)
-        for at, aside in marks
-    )
+    high = max(max(1.08 * at, at / (1 - _share(aside))) for at, aside in marks)
+    low = min((at - _share(-aside) * high) / (1 - _share(-aside)) for at, aside in marks)
     return min(0.0, low), high
+
+
+def _share(aside: float) -> float:
+    """Of a panel's width, what a mark that moved so many points needs beyond its cost."""
+    return min((_ROOM + aside) / _PANEL, 0.5)
 
 
 def _mean(runs: Sequence[Result], cost: str) -> float:
