@@ -329,6 +329,12 @@ def test_what_moves_aside_stays_inside_the_picture(dearest):
         assert frame.x0 < at < frame.x1, mark
 
 
+def test_many_lines_beside_each_other_do_not_stretch_the_axis():
+    many = [fixture.result(method=f"method{number}") for number in range(90)]
+    low, high = pareto.pareto(many).axes[0].get_xlim()
+    assert -3 * 520_000 < low <= 0 and 520_000 < high < 3 * 520_000
+
+
 def test_lines_of_one_method_are_told_apart_by_settings_other_than_the_budget():
     def run(keep, **settings):
         own = {"method": "dce", "seed": 0, "macs": keep, "epochs": 10 / keep, **settings}
